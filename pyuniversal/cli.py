@@ -1,0 +1,357 @@
+"""The command line: every verb is one function, and every option one of its keyword-only arguments, default included.
+
+Importing this module must cost nothing: `--help` loads neither torch nor numpy. So whatever computes is imported inside the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import click
+
+from . import pipeline
+from .errors import PyUniversalError
+
+logger = logging.getLogger("pyuniversal")
+
+
+class Count(click.ParamType):
+    """A whole number as people write it: 100m, 1.5k, 2_000, 1e6."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number, or fail with the ways to write one."""
+        text = str(value).strip().lower()
+        factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:], 1)
+        try:
+            number = Decimal(text[:-1] if factor > 1 else text) * factor
+        except InvalidOperation:
+            number = Decimal("NaN")
+        if not number.is_finite() or number != number.to_integral_value() or number <= 0:
+            self.fail(f"{value!r} is not a whole number above 0; write it as 100m, 1.5k, 2b, 2_000 or 1e6.", param, ctx)
+        return int(number)
+
+
+class Layers(click.ParamType):
+    """Layers as ranges: 4-8,11."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """Return the layers in ascending order, or fail with the way to write them."""
+        layers: set[int] = set()
+        for part in str(value).split(","):
+            first, dash, last = (word.strip() for word in part.partition("-"))
+            numbers = [first, last] if dash else [first]
+            if not all(number.isascii() and number.isdigit() for number in numbers) or int(numbers[-1]) < int(first):
+                self.fail(f"{value!r} is no list of layers: {part.strip()!r} is neither a number nor an ascending range. Write for example 4-8,11.", param, ctx)
+            layers.update(range(int(first), int(numbers[-1]) + 1))
+        return sorted(layers)
+
+
+# What each argument is called and means on the command line. `absent` says what happens where the default is None.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {
+        "metavar": "NAME-OR-PATH",
+        "absent": "the embedded text, for the embedded models",
+        "help": "Hugging Face data set (streamed), or a .txt, .jsonl or .parquet file or a folder of them.",
+    },
+    "tokens": {"metavar": "FOLDER", "absent": "none", "help": "Folder that `pyuniversal tokens` made, instead of a text."},
+    "out": {
+        "flags": ["-o", "--out"],
+        "metavar": "FOLDER",
+        "help": "Where everything is written; a run that was cut off goes on from it.",
+    },
+    "max_tokens": {"type": Count(), "absent": "all", "help": "At most so many (100m, 1.5k, 2_000, 1e6): a text's beginning, a folder's random rows."},
+    "row_tokens": {"type": Count(), "help": "Tokens of a row, its BOS included; longer documents continue in further rows."},
+    "packing": {"type": click.Choice(["documents", "joined"]), "help": "One document a row, or documents joined end to end as in the paper."},
+    "split": {"metavar": "NAME", "absent": "the only one, else test, validation or train", "help": "Split of the data set."},
+    "name": {"metavar": "NAME", "absent": "the only one", "help": "Configuration (subset) of the data set."},
+    "column": {"metavar": "NAME", "help": "Column that holds the text."},
+    "subset_column": {"metavar": "NAME", "absent": "none", "help": "Column that names each document's subset."},
+    "layers": {"type": Layers(), "absent": "every layer", "help": "Only these layers: 4-8,11."},
+    "site": {"type": click.Choice(["mlp.post", "mlp.pre"]), "help": "After or before the activation function."},
+    "precision": {"type": click.Choice(["int8", "bf16", "float32", "float64"]), "help": "Of the products behind the correlations; float64 is the reference."},
+    "baseline": {"type": click.Choice(["haar", "gaussian"]), "help": "Random rotation of the other model: orthogonal, or the paper's unit-norm rows."},
+    "baseline_draws": {"type": click.IntRange(min=1), "help": "Rotations to average over."},
+    "top_k": {"type": click.IntRange(min=1), "help": "Partners kept for every neuron and other model."},
+    "seed": {"type": int, "help": "Of every draw: order of rows, rounding, rotations."},
+    "device": {"metavar": "DEVICE", "help": "cpu, cuda, cuda:1; auto is cuda where there is one."},
+    "dtype": {"type": click.Choice(["float32", "bfloat16", "float16", "float64"]), "help": "What the models compute in."},
+    "batch_tokens": {"type": Count(), "help": "Tokens of a forward pass; less needs less memory, results stay the same."},
+    "chunk_tokens": {"type": Count(), "help": "Tokens of a chunk, the unit of rounding and of the checkpoint."},
+    "legacy": {"help": "Moments, firing frequency and vocabulary statistics as the study computed them."},
+    "trust_remote_code": {"help": "Let models run code from their repository."},
+    "overwrite": {"help": "Throw away what an earlier run left in the folder."},
+}
+NOT_OPTIONS = {"progress"}  # --quiet
+
+
+def takes(function: Callable[..., Any], only: frozenset[str] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb the options that `function` has as keyword-only arguments (of these `only` some), defaults read from its signature."""
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        for argument in reversed(_keywords(function)):
+            if only is None or argument.name in only:
+                verb = _option(argument)(verb)
+        return verb
+
+    return decorate
+
+
+def _keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in NOT_OPTIONS]
+
+
+def _option(argument: inspect.Parameter) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    attributes = dict(OPTIONS[argument.name])
+    flags = attributes.pop("flags", ["--" + argument.name.replace("_", "-")])
+    absent = attributes.pop("absent", None)
+    shown = absent if argument.default is None else argument.default is not False
+    return click.option(*flags, argument.name, default=argument.default, show_default=shown, is_flag=argument.default is False, **attributes)
+
+
+TALK = {"as_json", "quiet", "verbose"}
+
+
+def talks(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --json, --quiet and --verbose."""
+    verb = click.option("--verbose", is_flag=True, help="Say more; show where an error came from.")(verb)
+    verb = click.option("--quiet", is_flag=True, help="Say nothing but errors (and what --json asks for).")(verb)
+    return click.option("--json", "as_json", is_flag=True, help="Result as JSON on standard output; everything else goes to standard error.")(verb)
+
+
+class Verb(click.Command):
+    """A command whose errors are told in words and whose interruption says what comes next."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb: exit code 1 for a PyUniversalError, 130 for Ctrl-C; what nobody expected goes up with its traceback."""
+        verbose, quiet = ctx.params.get("verbose", False), ctx.params.get("quiet", False)
+        try:
+            with _logging(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO):
+                return super().invoke(ctx)
+        except PyUniversalError as error:
+            if verbose:
+                traceback.print_exc()
+            click.secho(f"Error: {error}", fg="red", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            again = "The same command" + (" without --overwrite" if ctx.params.get("overwrite") else "")
+            click.echo("\nInterrupted." + (f" {again} resumes where it stopped." if ctx.command.name in RESUMABLE else ""), err=True)
+            ctx.exit(130)
+
+
+class Verbs(click.Group):
+    """The group; lists verbs in the order of a working day."""
+
+    command_class = Verb
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs as they were defined."""
+        return list(self.commands)
+
+
+RESUMABLE = {"run", "observe", "tokens"}
+
+
+@contextlib.contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """Send the library's log to standard error while a verb runs."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _work(function: Callable[..., Any], *subjects: Any, options: dict[str, Any], quiet: bool) -> Any:
+    """Say with what options the work begins, then do it; whatever a library prints meanwhile goes to standard error too."""
+    context = click.get_current_context()
+    if not quiet:
+        click.secho(f"pyuniversal {context.command.name}", bold=True, err=True)
+        for parameter in context.command.params:  # in the order of the help; context.params has that of typing
+            if parameter.name in context.params and parameter.name not in TALK:
+                click.echo(f"  {parameter.name.replace('_', '-'):<18} {_words(parameter.name, context.params[parameter.name])}", err=True)
+    extra = {"progress": not quiet} if "progress" in inspect.signature(function).parameters else {}
+    with contextlib.redirect_stdout(sys.stderr):
+        return function(*subjects, **options, **extra)
+
+
+def _words(name: str, value: Any) -> str:
+    """An option's value as it is echoed: what None stands for, numbers with separators, lists as they are typed."""
+    if value is None or value == ():
+        return str(OPTIONS.get(name, {}).get("absent", "the embedded ones"))
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print(renderable: Any) -> None:
+    """Tables on standard output; wide enough for them where it is no terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(renderable)
+
+
+def _json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _show(run: Any, *, as_json: bool, quiet: bool) -> None:
+    """A run's summary: JSON, tables, or nothing."""
+    if as_json:
+        _json({"path": str(run.path), **run.summary()})
+    elif not quiet:
+        from .report import render
+
+        _print(render(run.summary()))
+        click.echo(f"Written to {run.path}")
+
+
+@click.group("pyuniversal", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="pyuniversal", prog_name="pyuniversal")
+def main() -> None:
+    r"""Find the neurons that language models trained from different seeds have in common, and say what they do.
+
+    \b
+    Examples:
+      pyuniversal run                                     five embedded seeds and their text: a first look, no network
+      pyuniversal run A B C --text corpus.txt -o study    your models, your text
+      pyuniversal show study                              what a finished run found
+      pyuniversal run --help                              every option and its default
+    """
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal run
+  pyuniversal run ./seed-a ./seed-b ./seed-c --text corpus.jsonl --out study
+  pyuniversal run pythia-160m pythia-160m-seed1 --text NeelNanda/pile-10k --split train --max-tokens 10m
+  pyuniversal run gpt2 distilgpt2 --text ./books --layers 2-5 --precision float64 --baseline-draws 10
+  pyuniversal run ./seed-a ./seed-b --tokens corpus-tokens --json --quiet > summary.json"""
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@takes(pipeline.run)
+@talks
+def run(models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Run the whole line: tokens, every MODEL once, partners, table, figures.
+
+    MODEL is a name on the Hugging Face hub or a local folder. Without any, five small embedded models and their text are used: no network is needed. One MODEL
+    alone gets all statistics but the correlations. A run that was cut off goes on with the same command.
+    """
+    result = _work(pipeline.run, list(models) or None, options=options, quiet=quiet)
+    _show(result, as_json=as_json, quiet=quiet)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal tokens corpus.jsonl --tokenizer ./seed-a --out corpus-tokens
+  pyuniversal tokens ./books --tokenizer gpt2 --row-tokens 256 --out books-tokens
+  pyuniversal tokens NeelNanda/pile-10k --tokenizer pythia-160m --split train --subset-column meta.pile_set_name --out pile-tokens
+  pyuniversal tokens corpus.parquet --tokenizer gpt2 --column body --packing joined --max-tokens 100m --out joined-tokens"""
+)
+@click.argument("text")
+@click.option("--tokenizer", required=True, metavar="MODEL", help="Name or folder of a model (or of a tokenizer alone).")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Folder of the tokens, for --tokens of `run`; a cut-off command goes on from it.")
+@takes(pipeline.run, only=frozenset(("max_tokens", "row_tokens", "packing", "split", "name", "column", "subset_column", "trust_remote_code")))
+@talks
+def tokens(text: str, *, tokenizer: str, trust_remote_code: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Tokenise TEXT once, for several runs: a .txt, .jsonl or .parquet file, a folder of them, or a Hugging Face data set."""
+    from .models import load_tokenizer
+    from .tokens import tokenize
+
+    loaded = load_tokenizer(tokenizer, source=f"--tokenizer {tokenizer}", trust_remote_code=trust_remote_code)
+    made = _work(tokenize, text, loaded, options=options, quiet=quiet)
+    if as_json:
+        _json({"path": str(made.path), "hash": made.hash, "documents": made.n_documents, "rows": made.n_rows, "tokens": made.n_tokens})
+    elif not quiet:
+        click.echo(f"{made.n_tokens:,} tokens in {made.n_rows:,} rows of {made.n_documents:,} documents, written to {made.path}")
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal plan
+  pyuniversal plan gpt2 distilgpt2 --max-tokens 100m
+  pyuniversal plan ./seed-a ./seed-b --tokens corpus-tokens --precision bf16 --device cuda --json"""
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@takes(pipeline.plan)
+@talks
+def plan(models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Say what a run would need in memory, disk and time, without doing it.
+
+    Without --tokens and --max-tokens, 100 million tokens are assumed.
+    """
+    needs = _work(pipeline.plan, list(models) or None, options=options, quiet=quiet).as_dict()
+    if as_json:
+        _json(needs)
+    elif not quiet:
+        from .report import render_plan
+
+        _print(render_plan(needs))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal observe ./seed-a ./seed-b --tokens corpus-tokens --out study
+  pyuniversal observe gpt2 distilgpt2 --text corpus.txt --max-tokens 2m --out study"""
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@takes(pipeline.observe_stage)
+@talks
+def observe(models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Only the pass: run every MODEL over the text and keep the sums, of which `table` makes the rest."""
+    totals = _work(pipeline.observe_stage, list(models) or None, options=options, quiet=quiet)
+    if as_json:
+        _json({"path": str(options["out"]), "tokens": totals.tokens})
+    elif not quiet:
+        click.echo(f"Sums over {totals.tokens:,} tokens written to {options['out']}; next: pyuniversal table {options['out']}")
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal table study
+  pyuniversal table study --baseline gaussian --baseline-draws 20 --seed 1
+  pyuniversal table study --legacy --json"""
+)
+@click.argument("folder", metavar="RUN")
+@takes(pipeline.table_stage)
+@talks
+def table(folder: str, *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Make partners, table and figures (again) of the sums that `observe` or `run` left in the folder RUN; no model is run."""
+    result = _work(pipeline.table_stage, folder, options=options, quiet=quiet)
+    _show(result, as_json=as_json, quiet=quiet)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal show study
+  pyuniversal show study --json"""
+)
+@click.argument("folder", metavar="RUN")
+@talks
+def show(folder: str, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Print the summary of the finished run in the folder RUN."""
+    _show(pipeline.open_run(folder), as_json=as_json, quiet=quiet)

@@ -1,0 +1,178 @@
+"""`load_model`: whatever the caller has becomes a checked `Model`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import FileError, InputError
+from .base import Model, ModelConfig
+from .hf import HFModel, find_architecture, read_config
+from .hub import find_config, find_folder
+from .lens import BridgeModel, HookedModel
+from .selfcheck import TOLERANCE, check_model
+from .tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+
+
+def load_model(
+    model: str | os.PathLike[str] | object,
+    *,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    label: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a model, or wrap one that is loaded, and check that its neurons are where they should be.
+
+    Args:
+        model: a local Hugging Face folder; a name on the Hugging Face hub or one of the study's names ("stanford-gpt2-small-a", "pythia-160m-seed1"); or an
+            object: a transformers causal language model, a TransformerBridge, a HookedTransformer; a `Model` comes back as it is. Folders come before names,
+            and only safetensors are loaded.
+        tokenizer: an object, folder or name; by default the one beside the model or in the object.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is "cuda" where there is one. An object stays on its own device and in its own dtype.
+        dtype: "float32", "float64", "bfloat16" or "float16", whatever the files hold.
+        label: how files and tables name the model; by default the folder's name, or the name with "/" as "_".
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run Python code that comes with the model or tokenizer.
+
+    Raises:
+        InputError: no such model, tokenizer, device or dtype; an unknown architecture; pickled weights only; a model that fails its self-check.
+        FileError: a file of the folder is missing or damaged.
+        ActivationError: the model computes NaN or Inf on ordinary tokens.
+    """
+    loaded: Model
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        loaded = _from_folder(model, tokenizer, _device(device), _dtype(dtype), label, revision, trust_remote_code)
+    else:
+        loaded = _from_object(model, tokenizer, label, trust_remote_code)
+    check_model(loaded)
+    return loaded
+
+
+def load_config(model: str | os.PathLike[str] | object, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelConfig:
+    """The sizes of a model. Of a folder or name from its configuration alone: no weights are read or downloaded. Arguments as for `load_model`.
+
+    Raises:
+        InputError: no such model, or an unknown architecture.
+        FileError: config.json is missing or damaged.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not isinstance(model, str | os.PathLike):
+        return load_model(model).config
+    folder = find_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    with _readable(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return read_config(module, find_architecture(config, os.fspath(model)))
+
+
+def _from_folder(
+    model: str | os.PathLike[str], tokenizer: Any, device: torch.device, dtype: torch.dtype, label: str | None, revision: str | None, trust_remote_code: bool
+) -> HFModel:
+    from transformers import AutoModelForCausalLM
+
+    source = os.fspath(model)
+    folder = find_folder(model, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(tokenizer if tokenizer is not None else folder, source=source, trust_remote_code=trust_remote_code)
+    with _readable(folder), _no_progress_bars():
+        module, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise FileError(f"the safetensors in {folder} lack {len(report['missing_keys'])} of the model's weights ({some}). Copy or download the model again.")
+    name = label if label is not None else Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else source
+    return HFModel(module.to(device).eval(), label=safe_label(name), source=source, tokenizer=tokenizer)
+
+
+def _from_object(model: object, tokenizer: Any, label: str | None, trust_remote_code: bool) -> Model:
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    kind = next((wrapper for name, wrapper in WRAPPERS.items() if name in kinds), None)
+    if kind is None:
+        raise InputError(
+            f"a {type(model).__name__} is no model. Pass a name, a folder, a transformers causal language model, a TransformerBridge or a HookedTransformer."
+        )
+    source = type(model).__name__
+    # where a transformers model was loaded from, which is where its tokenizer is; a lens object carries its own
+    origin = str((getattr(model, "name_or_path", "") if kind is HFModel else getattr(getattr(model, "cfg", None), "model_name", "")) or "")
+    if kind is HookedModel and origin == "custom":  # its word for a model made from a bare configuration
+        origin = ""
+    found = next((x for x in (tokenizer, getattr(model, "tokenizer", None), origin if kind is HFModel and origin else None) if x is not None), None)
+    if found is None:
+        raise InputError(f"this {source} comes without a tokenizer. Pass tokenizer=, an object or a folder.")
+    name = label if label is not None else (Path(origin).name if Path(origin).is_dir() else origin) or source
+    found = load_tokenizer(found, source=f"this {source}", trust_remote_code=trust_remote_code)
+    wrapped: Model = kind(model, label=safe_label(name), source=source, tokenizer=found)
+    return wrapped
+
+
+WRAPPERS: dict[str, Any] = {"TransformerBridge": BridgeModel, "HookedTransformer": HookedModel, "PreTrainedModel": HFModel}  # class name -> how it is wrapped
+
+
+def safe_label(name: str) -> str:
+    """`name` as a file name: whatever is no letter, digit, dot, dash or underscore becomes "_"."""
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).strip(".") or "model"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {device!r}. Choose auto, cpu or cuda.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r} was asked for and PyTorch sees no CUDA GPU. Use device='cpu' or 'auto', or install PyTorch with CUDA.")
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    chosen = DTYPES.get(str(dtype).removeprefix("torch."))
+    if chosen is None:
+        raise InputError(f"models cannot run in {dtype!r}. Choose from {', '.join(DTYPES)}.")
+    return chosen
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn what transformers says about a folder's files into an error that names the folder."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise FileError(f"the model in {folder} does not load: {error}. Copy or download it again.") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without transformers' own bars, which last a moment and litter a log; the setting comes back afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

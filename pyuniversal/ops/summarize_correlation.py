@@ -1,0 +1,131 @@
+"""`summarize_correlation(total, tokens, x, y, top_k=...)`: a covariance block -> what is kept of its correlations, for its rows and for its columns.
+
+    total   float32 or float64 [x neurons, y neurons]: sum over tokens of (x - centre_x)(y - centre_y), as `product_` leaves it
+    tokens  how many tokens it holds
+    x, y    `Columns`: what the exact moments say of each side
+    top_k   how many partners to keep
+    -> (of the rows, of the columns), two `Correlations`
+
+r = (total - tokens shift_x shift_y^T) / sqrt(M2_x M2_y): the shift takes the centre of the product to the true mean. A neuron that never varies (M2 = 0) has r
+= NaN with everything; such pairs are skipped, in the moments and histogram as in the partners. r is raw: rounding noise may carry it beyond 1.
+
+The standard error of r is what stochastic rounding added (performance notes in `quantize`): (s_x^2 v_y + s_y^2 v_x + v_x v_y) / (tokens s_x^2 s_y^2) is its
+square, s^2 the variances and v the added ones; zero for the other precisions. It says nothing of the sampling of tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._op import Op, describe, require
+
+HISTOGRAM_EDGES = torch.linspace(-1, 1, 100, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One side of a block, float64 [neurons] each: M2 = sum (x - mean)^2, shift = mean - centre, added_variance as in `Packed`, averaged over all tokens."""
+
+    M2: Tensor
+    shift: Tensor
+    added_variance: Tensor
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """What is kept of the correlations of each neuron of one side (n of them) with all neurons of the other; k = min(top_k, neurons there).
+
+    top, bottom              float64 [n, k]: the largest r, falling, and the smallest, rising; NaN where there are fewer than k
+    top_index, bottom_index  int64 [n, k]: whose r that is; -1 where there is none
+    top_stderr               float64 [n, k]: standard error of `top` from the rounding of the operands
+    histogram                int64 [n, 99]: counts between `HISTOGRAM_EDGES`, bin i = (edge i, edge i + 1], r beyond -1 or 1 in the outermost
+    mean, var, skew, kurt    float64 [n]: of r over the other side, ddof 0, raw kurtosis (3 = Gaussian)
+    """
+
+    top: Tensor
+    top_index: Tensor
+    top_stderr: Tensor
+    bottom: Tensor
+    bottom_index: Tensor
+    histogram: Tensor
+    mean: Tensor
+    var: Tensor
+    skew: Tensor
+    kurt: Tensor
+
+
+def check(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> None:
+    """Raise `InputError` unless the arguments keep the contract above."""
+    op = "summarize_correlation"
+    require(
+        total.ndim == 2 and total.dtype in (torch.float32, torch.float64), op, f"total must be float32 or float64 [neurons, neurons], not {describe(total)}"
+    )
+    require(tokens >= 2, op, f"a correlation needs at least 2 tokens, not {tokens}")
+    require(top_k >= 1, op, f"top_k must be at least 1, not {top_k}")
+    for name, side, length in (("x", x, total.shape[0]), ("y", y, total.shape[1])):
+        for field in ("M2", "shift", "added_variance"):
+            v = getattr(side, field)
+            require(v.dtype == torch.float64 and list(v.shape) == [length], op, f"{name}.{field} must be float64 [{length}], not {describe(v)}")
+
+
+def reference(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> tuple[Correlations, Correlations]:
+    """float64, one block of neurons at a time; the columns are the rows of the transpose."""
+    return _rows(total, tokens, x, y, top_k), _rows(total.T, tokens, y, x, top_k)
+
+
+def correlations(total: Tensor, tokens: int, x: Columns, y: Columns) -> Tensor:
+    """r of every pair of the block: float64 [x neurons, y neurons], NaN where a side never varies."""
+    scale = torch.sqrt(x.M2)[:, None] * torch.sqrt(y.M2)
+    r = (total.double() - tokens * x.shift[:, None] * y.shift) / scale
+    return r.where((x.M2 > 0)[:, None] & (y.M2 > 0), torch.nan)
+
+
+def _rows(total: Tensor, tokens: int, x: Columns, y: Columns, top_k: int) -> Correlations:
+    k = min(top_k, total.shape[1])
+    parts = []
+    for start in range(0, total.shape[0], 256):
+        rows = slice(start, start + 256)
+        part = Columns(x.M2[rows], x.shift[rows], x.added_variance[rows])
+        parts.append(_block(correlations(total[rows], tokens, part, y), tokens, part, y, k))
+    return Correlations(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _block(r: Tensor, tokens: int, x: Columns, y: Columns, k: int) -> tuple[Tensor, ...]:
+    """The fields of `Correlations` for a few rows of r, [rows, neurons]."""
+    valid = ~torch.isnan(r)
+    top, top_index = _best(r, valid, k, largest=True)
+    bottom, bottom_index = _best(r, valid, k, largest=False)
+    # v / s^2 of either side, with s^2 = M2 / tokens.
+    noise_x = (x.added_variance * tokens / x.M2)[:, None]
+    noise_y = (y.added_variance * tokens / y.M2)[top_index.clamp(min=0)]
+    stderr = torch.sqrt((noise_x + noise_y + noise_x * noise_y) / tokens).where(top_index >= 0, torch.nan)
+    return top, top_index, stderr, bottom, bottom_index, _histogram(r, valid), *_moments(r, valid)
+
+
+def _best(r: Tensor, valid: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    fill = -torch.inf if largest else torch.inf
+    values, index = r.where(valid, fill).topk(k, dim=1, largest=largest)
+    found = values != fill
+    return values.where(found, torch.nan), index.where(found, -1)
+
+
+def _histogram(r: Tensor, valid: Tensor) -> Tensor:
+    bins = len(HISTOGRAM_EDGES) - 1
+    index = (torch.bucketize(r.clamp(-1, 1), HISTOGRAM_EDGES.to(r.device)) - 1).clamp(0, bins - 1)
+    rows = torch.arange(r.shape[0], device=r.device)[:, None] * bins
+    return torch.bincount((index + rows)[valid], minlength=r.shape[0] * bins).view(-1, bins)
+
+
+def _moments(r: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+    n = valid.sum(1)
+    r = r.where(valid, 0.0)
+    mean = r.sum(1) / n
+    d = (r - mean[:, None]).where(valid, 0.0)
+    var = (d**2).sum(1) / n
+    return mean, var, (d**3).sum(1) / n / var**1.5, (d**4).sum(1) / n / var**2
+
+
+summarize_correlation = Op("summarize_correlation", check=check, reference=reference, faster={})

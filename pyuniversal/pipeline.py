@@ -1,0 +1,227 @@
+"""The whole line as one function, `run`, and its stages; every default stands in a keyword-only signature here, and the command line reads it from there.
+
+Importing this module loads neither torch nor numpy: what a stage needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .results import Run
+    from .streaming import Plan
+    from .totals import Totals
+
+ModelLike = Any  # a name, a folder, or a loaded model: see `load_model`
+
+
+def run(
+    models: Sequence[ModelLike] | None = None,
+    *,
+    text: Any = None,
+    tokens: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] = "universal-run",
+    max_tokens: int | None = None,
+    row_tokens: int = 512,
+    packing: str = "documents",
+    split: str | None = None,
+    name: str | None = None,
+    column: str = "text",
+    subset_column: str | None = None,
+    layers: Sequence[int] | None = None,
+    site: str = "mlp.post",
+    precision: str = "int8",
+    baseline: str = "haar",
+    baseline_draws: int = 5,
+    top_k: int = 50,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_tokens: int = 4_096,
+    chunk_tokens: int = 16_384,
+    legacy: bool = False,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Find the universal neurons of some models: text in, tables and figures out.
+
+    Every pair of models is correlated, so that each gets its own table; one model alone gets all statistics but the correlations. A run that was stopped goes
+    on from its last checkpoint when it is called again with the same arguments.
+
+    Args:
+        models: names, folders or loaded models (`load_model`), all with one tokenizer. Five small GPT-2 seeds that come with the package where None.
+        text: what `tokenize` takes: strings, files, a folder, the name of a data set. The zoo's own held-out text where models is None.
+        tokens: folder of tokens made before, instead of text.
+        out: folder of the run.
+        max_tokens: at most so many tokens, BOS included: the beginning of a text, random rows of a folder of tokens. One document in ten is held out of them.
+        row_tokens: longest row, BOS included; no more than any model's context.
+        packing: "documents" (one document a row) or "joined" (the paper's way).
+        split: of a data set; see `tokenize`.
+        name: configuration of a data set.
+        column: of the text.
+        subset_column: names each document's subset.
+        layers: only these layers of every model.
+        site: what is correlated, "mlp.post" or "mlp.pre".
+        precision: of the products: "int8" (unbiased, its error is known and reported), "bf16", "float32", "float64".
+        baseline: "haar" (random orthogonal rotations) or "gaussian" (the paper's unit-norm Gaussian rows).
+        baseline_draws: how many rotations; a pair's baseline is the mean over them.
+        top_k: partners kept of every neuron in every other model.
+        seed: of the order of rows, the held-out documents, the rounding and the rotations.
+        device: "auto", "cpu", "cuda", ...
+        dtype: what the models compute in.
+        batch_tokens: tokens that go through a model at once; memory and speed only.
+        chunk_tokens: unit of rounding, products and checkpoints.
+        legacy: moments, firing frequency and vocabulary statistics as the study computed them.
+        trust_remote_code: let code from a model's folder run.
+        overwrite: throw away what another run left in `out`.
+        progress: show progress bars.
+
+    Raises:
+        InputError: models, text or options that cannot be used; says which and why.
+        FileError: a file cannot be read or written.
+        ActivationError: a model yields NaN or Inf.
+        NotEnoughMemoryError: the run does not fit; says by how much and what would.
+    """
+    observe_stage(
+        models,
+        text=text,
+        tokens=tokens,
+        out=out,
+        max_tokens=max_tokens,
+        row_tokens=row_tokens,
+        packing=packing,
+        split=split,
+        name=name,
+        column=column,
+        subset_column=subset_column,
+        batch_tokens=batch_tokens,
+        chunk_tokens=chunk_tokens,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+        progress=progress,
+        layers=layers,
+        site=site,
+        precision=precision,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    return table_stage(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
+
+
+def observe_stage(
+    models: Sequence[ModelLike] | None = None,
+    *,
+    text: Any = None,
+    tokens: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] = "universal-run",
+    max_tokens: int | None = None,
+    row_tokens: int = 512,
+    packing: str = "documents",
+    split: str | None = None,
+    name: str | None = None,
+    column: str = "text",
+    subset_column: str | None = None,
+    layers: Sequence[int] | None = None,
+    site: str = "mlp.post",
+    precision: str = "int8",
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_tokens: int = 4_096,
+    chunk_tokens: int = 16_384,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Totals:
+    """Load the models, tokenise, make the one pass, and leave its sums and the weights' statistics in `out`. Arguments and errors as of `run`."""
+    from . import stages
+
+    return stages.observe(
+        models,
+        out,
+        source={"text": text, "tokens": tokens, "packing": packing, "split": split, "name": name, "column": column, "subset_column": subset_column},
+        max_tokens=max_tokens,
+        row_tokens=row_tokens,
+        layers=layers,
+        site=site,
+        precision=precision,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        chunk_tokens=chunk_tokens,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def table_stage(
+    out: str | os.PathLike[str],
+    *,
+    baseline: str = "haar",
+    baseline_draws: int = 5,
+    top_k: int = 50,
+    seed: int = 0,
+    legacy: bool = False,
+) -> Run:
+    """Make partners, neuron table, CSVs and figures (again) of the sums that `observe_stage` left in `out`; no model is run. Arguments as of `run`.
+
+    Raises:
+        FileError: `out` holds no complete pass, or cannot be written.
+        InputError: an unknown baseline.
+    """
+    from . import stages
+
+    return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
+
+
+def plan(
+    models: Sequence[ModelLike] | None = None,
+    *,
+    tokens: str | os.PathLike[str] | None = None,
+    max_tokens: int | None = None,
+    layers: Sequence[int] | None = None,
+    site: str = "mlp.post",
+    precision: str = "int8",
+    baseline_draws: int = 5,
+    top_k: int = 50,
+    device: str = "auto",
+    dtype: str = "float32",
+    chunk_tokens: int = 16_384,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Operations, memory, disk and time of a run, from the shapes of its models alone; nothing is loaded or written. Arguments as of `run`.
+
+    The tokens are counted in the folder `tokens`; otherwise they are taken to be `max_tokens` (100 million where that is None).
+
+    Raises:
+        InputError: a model that cannot be found.
+    """
+    from . import stages
+
+    return stages.plan(
+        models,
+        tokens=tokens,
+        max_tokens=max_tokens,
+        layers=layers,
+        site=site,
+        precision=precision,
+        baseline_draws=baseline_draws,
+        top_k=top_k,
+        device=device,
+        dtype=dtype,
+        chunk_tokens=chunk_tokens,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open the folder of a finished run; see `pyuniversal.results.open_run`."""
+    from . import results
+
+    return results.open_run(path)

@@ -1,0 +1,53 @@
+"""A run in a page: counts and means of every model as a plain dict."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from ..universality import RULES, THRESHOLD, is_universal
+from . import quantities
+
+THRESHOLDS = (0.45, THRESHOLD, 0.55)  # the rule, and how much hangs on it
+
+
+def summary(neurons: pd.DataFrame, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a run found.
+
+    Args:
+        neurons: the neuron table of all models: index (model, layer, neuron).
+        manifest: the run's manifest; tokens, options and timings are taken over as they stand.
+
+    Returns:
+        A dict that JSON can hold (None for what is not a number). `models` has for each label: layers, neurons, constant (neurons that never vary), rules
+        (the count of each published rule at the thresholds 0.45, 0.5 and 0.55), by_layer (layer -> neurons, universal), mean_corr, mean_baseline and
+        mean_excess (means over its neurons), mutual (neurons that choose each other with their best partner in at least one model), mutual_everywhere (in
+        every other model).
+    """
+    models = list(dict.fromkeys(neurons.index.get_level_values("model")))
+    taken: dict[str, Any] = {key: manifest[key] for key in ("version", "tokens", "options", "timings") if key in manifest}
+    return {"models": {str(model): _model(neurons.xs(model, level="model", drop_level=False), len(models) - 1) for model in models}, **taken}
+
+
+def _model(rows: pd.DataFrame, others: int) -> dict[str, Any]:
+    by_layer = quantities.layer_counts(rows).droplevel("model")
+    mutual = rows["mutual"].fillna(0)
+    return {
+        "layers": len(by_layer),
+        "neurons": len(rows),
+        "constant": int(rows["constant"].sum()),
+        "rules": {rule: {f"{threshold:g}": int(is_universal(rows, rule, threshold=threshold).sum()) for threshold in THRESHOLDS} for rule in RULES},
+        "by_layer": {str(layer): {"neurons": int(counts["neurons"]), "universal": int(counts["universal"])} for layer, counts in by_layer.iterrows()},
+        "mean_corr": _number(rows["mean_corr"].mean()),
+        "mean_baseline": _number(rows["mean_baseline"].mean()),
+        "mean_excess": _number(rows["excess_corr"].mean()),
+        "mutual": int((mutual > 0).sum()),
+        "mutual_everywhere": int((mutual == others).sum()) if others else 0,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,93 @@
+"""The summary of a run and the plan of one, as tables for a terminal (rich)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..universality import RULES, THRESHOLD
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+CAPTION = (
+    "strict: min r - max baseline; loose: max r - mean baseline; best r, baseline: means over all neurons; "
+    "mutual: neurons that are their best partner's best partner, in at least one model"
+)
+SIZES = {
+    "weights": "models",
+    "totals": "sums",
+    "chunk": "work space of a chunk",
+    "table": "work space of the table",
+    "memory": "peak memory",
+    "available": "free now",
+    "disk": "disk",
+}
+
+
+def render(summary: dict[str, Any]) -> RenderableType:
+    """What `summary` returned, as tables."""
+    from rich.console import Group
+    from rich.table import Table
+
+    title = f"Universal neurons (mean r - mean baseline > {THRESHOLD})"
+    table = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left")
+    for name in ("model", "neurons", "universal", "at 0.45", "at 0.55", "strict", "loose", "best r", "baseline", "mutual", "constant"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model", overflow="fold")
+    layers = Table("model", "layer: universal neurons", title="By layer", title_justify="left")
+    for model, values in summary["models"].items():
+        main, strict, loose = (values["rules"][rule] for rule in RULES)
+        table.add_row(
+            model,
+            f"{values['neurons']:,}",
+            f"{main['0.5']:,} ({main['0.5'] / values['neurons']:.2%})",
+            *(f"{count:,}" for count in (main["0.45"], main["0.55"], strict["0.5"], loose["0.5"])),
+            *("-" if value is None else f"{value:.3f}" for value in (values["mean_corr"], values["mean_baseline"])),
+            f"{values['mutual']:,}",
+            f"{values['constant']:,}",
+        )
+        layers.add_row(model, "  ".join(f"{layer}: {counts['universal']:,}" for layer, counts in values["by_layer"].items()))
+    if len(summary["models"]) == 1:
+        reason = "One model alone has no partners: its correlations are empty. Moments, weights and vocabulary are in the table."
+        return Group(table, reason, *_circumstances(summary))
+    return Group(table, layers, *_circumstances(summary))
+
+
+def _circumstances(summary: dict[str, Any]) -> list[str]:
+    """One line on what the numbers rest on."""
+    if "tokens" not in summary:
+        return []
+    options, tokens, seconds = summary["options"], summary["tokens"]["correlated"], sum(summary["timings"].values())
+    draws = f"{options['baseline']} baseline of {options['baseline_draws']} draw{'' if options['baseline_draws'] == 1 else 's'}"
+    return [f"{tokens:,} tokens correlated, {options['precision']} on {options['device']}, seed {options['seed']}, {draws}, {_time(seconds)}"]
+
+
+def render_plan(plan: dict[str, Any]) -> RenderableType:
+    """What `Plan.as_dict` returned, as a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{len(plan['sources'])} model(s), {plan['tokens']:,} tokens, {plan['precision']} on {plan['device']}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for source in plan["sources"]:
+        table.add_row(escape(source["name"]), f"{source['layers']} layers of {source['width']:,} neurons, {source['parameters'] / 1e6:,.1f} M parameters")
+    table.add_section()
+    for key, words in (("forward", "forward passes"), ("product", "products"), ("baseline", "rotation baseline")):
+        table.add_row(words, f"{plan[f'{key}_flops']:.2e} operations")
+    table.add_section()
+    for key, words in SIZES.items():
+        table.add_row(words, _size(plan[f"{key}_bytes"]))
+    table.add_section()
+    table.add_row("estimated time", "unknown" if plan["seconds"] is None else _time(plan["seconds"]))
+    table.add_row("fits", "yes" if plan["fits"] else "no: take fewer models or layers, or another device")
+    return table
+
+
+def _size(count: float) -> str:
+    """Bytes in decimal units."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

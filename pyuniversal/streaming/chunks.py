@@ -1,0 +1,115 @@
+r"""The corpus cut into chunks of a fixed number of rows, and the order of the tokens inside one.
+
+Inside a chunk tokens are ordered r, rest of test, rest of all (`pyuniversal.totals.SETS`), so that a token set is a shorter matrix and never a mask:
+
+    r     no BOS, no padding, not the single token "\n"        correlations
+    test  no BOS, no padding                                    families
+    all   no padding                                            moments of the pre-activation, histograms, firing frequency
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..sources import Source
+from ..tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a chunk that run together, and where their tokens go in the chunk's matrices.
+
+    rows: their indices in the corpus. ids: int64 [rows, positions]. keep: int64 [kept tokens], which of the flattened ids are real tokens. destination: int64
+    [kept tokens], row of the chunk's matrices.
+    """
+
+    rows: np.ndarray
+    ids: Tensor
+    keep: Tensor
+    destination: Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A unit of the ledger: its batches, the ends of the token sets (r, test, all), and the global index of every token in r, int64 [ends[0]]."""
+
+    batches: list[Batch]
+    ends: tuple[int, int, int]
+    keys: Tensor
+
+
+def choose_rows(tokens: Tokens, *, max_tokens: int | None, seed: int) -> np.ndarray:
+    """Rows of the pass, in its order: a seeded shuffle of those whose documents are not held out.
+
+    With `max_tokens`, as many whole rows from the first on as hold at most so many real tokens, BOS included.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    candidates = np.flatnonzero(~tokens.held_out(seed)[tokens.documents])
+    rows = np.random.default_rng(seed).permutation(candidates)
+    if max_tokens is not None:
+        reached = np.cumsum(tokens.lengths[rows])
+        rows = rows[: int(np.searchsorted(reached, max_tokens, side="right"))]
+    if tokens.lengths[rows].sum() - len(rows) < 2:
+        raise InputError(
+            f"{tokens.path}: {tokens.n_rows} rows of {tokens.n_documents} documents leave fewer than two tokens for the pass (one document in ten is held out "
+            "for confirmation); give more text or allow more tokens"
+        )
+    return rows
+
+
+def make_chunk(tokens: Tokens, rows: np.ndarray, *, batch_tokens: int, device: torch.device | str) -> Chunk:
+    """Lay out one chunk: rows batched by similar length, every real token given its place in the order r, rest of test, rest of all."""
+    rows = rows[np.argsort(tokens.lengths[rows], kind="stable")]
+    ids, lengths = tokens.rows(rows)  # [rows, positions], [rows]
+    keep = torch.arange(ids.shape[1]) < lengths[:, None]
+    rank = torch.where(ids == tokens.bos, 2, 0)
+    if tokens.newline is not None:
+        rank = torch.where(ids == tokens.newline, 1, rank)
+    rank = rank[keep]  # [kept tokens], row-major
+    order = torch.argsort(rank, stable=True)
+    destination = torch.empty_like(order)
+    destination[order] = torch.arange(len(order))
+    ends = tuple(int(n) for n in torch.bincount(rank, minlength=3).cumsum(0))
+    keys = (torch.as_tensor(rows, dtype=torch.int64)[:, None] * tokens.row_tokens + torch.arange(ids.shape[1]))[keep][order][: ends[0]]
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    batches = []
+    per_batch = max(1, batch_tokens // ids.shape[1])
+    for start in range(0, len(rows), per_batch):
+        end = min(start + per_batch, len(rows))
+        longest = int(lengths[start:end].max())
+        place = destination[first[start] : first[end]]
+        batches.append(
+            Batch(rows[start:end], ids[start:end, :longest].to(device), keep[start:end, :longest].flatten().nonzero().flatten().to(device), place.to(device))
+        )
+    return Chunk(batches, (ends[0], ends[1], ends[2]), keys.to(device))
+
+
+def gather(source: Source, chunk: Chunk) -> dict[str, Tensor]:
+    """Run a source over a chunk: site -> [tokens, columns], tokens in the chunk's order."""
+    gathered: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for batch in chunk.batches:
+            for site, layers in source.activations(batch.ids).items():
+                for number, x in enumerate(layers):
+                    if site not in gathered:
+                        gathered[site] = torch.empty(chunk.ends[2], len(layers) * source.width, dtype=x.dtype, device=x.device)
+                    columns = gathered[site][:, number * source.width : (number + 1) * source.width]
+                    columns.index_copy_(0, batch.destination, x.flatten(0, 1).index_select(0, batch.keep))
+    return gathered
+
+
+def row_of(chunk: Chunk, place: int) -> tuple[int, int]:
+    """Row of the corpus and position in it of one place in the chunk's matrices."""
+    for batch in chunk.batches:
+        hit = (batch.destination == place).nonzero()
+        if len(hit):
+            row, position = divmod(int(batch.keep[hit[0]]), batch.ids.shape[1])
+            return int(batch.rows[row]), position
+    raise ValueError(f"no token at {place}")

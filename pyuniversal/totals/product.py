@@ -1,0 +1,133 @@
+"""One streaming block of Z^T Z: the covariance sums of all neurons of one source with all of another."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..ops import Packed, absmax_about, product_, quantize
+from ..ops._dither import neuron_keys, token_keys
+from ._state import load_state, save_state
+
+
+def pack(x: Tensor, centre: Tensor, tokens: Tensor, *, source: int, seed: int, precision: str, extremes: tuple[Tensor, Tensor] | None = None) -> Packed:
+    """Make a product's operand of the activations of a chunk.
+
+    Args:
+        x: [tokens, neurons].
+        centre: float32 [neurons].
+        tokens: int64 [tokens], global indices that key the dither.
+        source: place of the source in the run; sides of one product must differ.
+        seed: of the dither.
+        precision: "int8", "bf16", "float32" or "float64".
+        extremes: minimum and maximum of x, [neurons] each, where known already.
+    """
+    if precision == "int8":
+        low, high = extremes if extremes else (x.amin(0), x.amax(0))
+        absmax = absmax_about(centre, low, high)
+    else:
+        absmax = torch.zeros_like(centre)
+    return quantize(x, centre, absmax, token_keys(seed, tokens), neuron_keys(seed, source, x.shape[1]).to(x.device), precision=precision)
+
+
+class Product:
+    """Sum over tokens of (x - centre_x)(y - centre_y) for all pairs of neurons.
+
+    Args:
+        x_neurons, y_neurons: columns of the two sides.
+        precision: "int8" (unbiased, with a known standard error), "bf16", "float32" or "float64".
+        seed: of the dither of int8.
+        device: where the total lives.
+    """
+
+    def __init__(self, x_neurons: int, y_neurons: int, *, precision: str = "float32", seed: int = 0, device: torch.device | str = "cpu") -> None:
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        self.precision, self.seed, self.tokens = precision, seed, 0
+        self.total = torch.zeros(x_neurons, y_neurons, dtype=dtype, device=device)
+        self.centre: tuple[Tensor, Tensor] | None = None  # float32 [neurons] of either side, fixed by the first tokens
+        self.rounding = tuple(torch.zeros(n, dtype=torch.float64, device=device) for n in (x_neurons, y_neurons))  # summed over tokens
+
+    def update(self, x: Tensor, y: Tensor, *, first_token: int | None = None) -> None:
+        """Add tokens: x [tokens, x_neurons] and y [tokens, y_neurons] of the same tokens; at most 133,144 at a time for int8.
+
+        The first tokens fix the centre (their mean). `first_token` is their index in the whole stream, which keys the dither; by default they follow those
+        seen so far, so shards of one stream that will be merged must give it.
+
+        Raises:
+            InputError: the sides differ in tokens, or are not of this product's neurons.
+        """
+        if x.shape[0] != y.shape[0]:
+            raise InputError(f"x has {x.shape[0]} tokens and y has {y.shape[0]}: both sides must hold the same tokens, in the same order")
+        if self.centre is None:
+            self.centre = (x.double().mean(0).float(), y.double().mean(0).float())
+        start = self.tokens if first_token is None else first_token
+        tokens = torch.arange(start, start + x.shape[0], device=x.device)
+        sides = [
+            pack(side, centre, tokens, source=source, seed=self.seed, precision=self.precision)
+            for source, (side, centre) in enumerate(zip((x, y), self.centre, strict=True))
+        ]
+        self.add(*sides)
+
+    def add(self, x: Packed, y: Packed) -> None:
+        """Add one chunk of operands that are packed already.
+
+        Raises:
+            InputError: other tokens, neurons or precision, or another centre than that of the chunks before.
+        """
+        if self.centre is None:
+            self.centre = (x.centre, y.centre)
+        elif not all(torch.equal(known, side.centre) for known, side in zip(self.centre, (x, y), strict=True)):
+            raise InputError("these operands were centred otherwise than those already in the product: one centre serves a whole run")
+        product_(self.total, x, y)
+        self.tokens += x.tokens
+        for rounding, side in zip(self.rounding, (x, y), strict=True):
+            rounding += side.added_variance * side.tokens
+
+    def merge(self, other: Product) -> None:
+        """Add the tokens that `other` holds: same neurons, precision and centre.
+
+        Raises:
+            InputError: they differ; says in what.
+        """
+        if other.total.shape != self.total.shape or other.precision != self.precision:
+            raise InputError(
+                f"cannot merge a product of {list(other.total.shape)} neurons in {other.precision} into one of {list(self.total.shape)} in {self.precision}"
+            )
+        if other.centre is None:
+            return
+        if self.centre is not None and not all(torch.equal(a, b) for a, b in zip(self.centre, other.centre, strict=True)):
+            raise InputError("cannot merge products with different centres: give both the centre of the first (`product.centre`)")
+        self.centre = other.centre
+        self.total += other.total
+        self.tokens += other.tokens
+        for mine, theirs in zip(self.rounding, other.rounding, strict=True):
+            mine += theirs
+
+    def added_variance(self, side: int) -> Tensor:
+        """Mean variance that rounding added to one side (0: x, 1: y), float64 [neurons]."""
+        return self.rounding[side] / max(self.tokens, 1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a safetensors file, atomically."""
+        tensors = {"total": self.total, "rounding_x": self.rounding[0], "rounding_y": self.rounding[1]}
+        if self.centre is not None:
+            # A product of a source with itself has one centre twice, and safetensors refuses tensors that share memory.
+            tensors |= {"centre_x": self.centre[0], "centre_y": self.centre[1].clone()}
+        save_state(path, "product", tensors, {"tokens": self.tokens, "precision": self.precision, "seed": self.seed})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Product:
+        """Read what `save` wrote, onto `device`.
+
+        Raises:
+            FileError: absent, damaged, or not a product.
+        """
+        tensors, meta = load_state(path, "product", device)
+        product = cls(0, 0, precision=meta["precision"], seed=meta["seed"])
+        product.total, product.tokens = tensors["total"], meta["tokens"]
+        product.rounding = (tensors["rounding_x"], tensors["rounding_y"])
+        product.centre = (tensors["centre_x"], tensors["centre_y"]) if "centre_x" in tensors else None
+        return product

@@ -1,0 +1,92 @@
+"""The best partners of every neuron in every other model, from the sums of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from ..ops import Columns, Correlations, summarize_correlation
+from ..totals import SourceInfo, Totals
+from .assignment import assign
+
+
+def sides(totals: Totals, i: int, j: int) -> tuple[Columns, Columns]:
+    """What the moments over r say of the two sources of the product (i, j), i < j."""
+    product = totals.cross[i, j]
+    both = []
+    for side, source in enumerate((i, j)):
+        moments = totals.site[source]
+        both.append(Columns(moments.field("M2", "r"), moments.field("mean", "r") - totals.centre[source].double(), product.added_variance(side)))
+    return both[0], both[1]
+
+
+def summaries(totals: Totals, *, top_k: int) -> Iterator[tuple[int, int, Correlations]]:
+    """(i, j, correlations of the neurons of source i with those of source j) for every ordered pair."""
+    for (i, j), product in totals.cross.items():
+        x, y = sides(totals, i, j)
+        rows, columns = summarize_correlation(product.total, product.tokens, x, y, top_k=min(top_k, max(product.total.shape)))
+        yield i, j, rows
+        yield j, i, columns
+
+
+def label(source: SourceInfo, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Layer and neuron of columns of a source; -1 and -1 for the column -1."""
+    layers = np.asarray(source.layers)
+    found = column >= 0
+    return np.where(found, layers[np.where(found, column // source.width, 0)], -1), np.where(found, column % source.width, -1)
+
+
+def match_pair(totals: Totals, i: int, j: int, ahead: Correlations, back: Correlations) -> pd.DataFrame:
+    """Rows of `matches` for the neurons of source i among those of source j.
+
+    Columns: model, layer, neuron, other, rank (0 = best), partner_layer, partner_neuron, r (raw: rounding noise may carry it beyond 1), stderr (of r, from the
+    rounding of the operands), mutual (rank 0 both ways), assigned (this pair is in the one-to-one assignment with the largest sum of r on the graph of partners
+    kept in either direction).
+    """
+    a, b = totals.sources[i], totals.sources[j]
+    index = ahead.top_index.cpu().numpy()  # [neurons, k]
+    n, k = index.shape
+    column, rank = np.repeat(np.arange(n), k), np.tile(np.arange(k), n)
+    partner = index.ravel()
+    best_back = back.top_index[:, 0].cpu().numpy()
+    assigned = assign(ahead, back)  # [neurons] -> column of j or -1
+    layer, neuron = label(a, column)
+    partner_layer, partner_neuron = label(b, partner)
+    table = pd.DataFrame(
+        {
+            "model": pd.Categorical.from_codes(np.full(n * k, i), [s.name for s in totals.sources]),
+            "layer": layer.astype(np.int16),
+            "neuron": neuron.astype(np.int32),
+            "other": pd.Categorical.from_codes(np.full(n * k, j), [s.name for s in totals.sources]),
+            "rank": rank.astype(np.int16),
+            "partner_layer": partner_layer.astype(np.int16),
+            "partner_neuron": partner_neuron.astype(np.int32),
+            "r": ahead.top.cpu().numpy().ravel(),
+            "stderr": ahead.top_stderr.cpu().numpy().ravel(),
+            "mutual": (rank == 0) & (partner >= 0) & (best_back[partner] == column),
+            "assigned": (partner >= 0) & (assigned[column] == partner),
+        }
+    )
+    return table[partner >= 0].reset_index(drop=True)
+
+
+def matches(totals: Totals, *, top_k: int = 50) -> pd.DataFrame:
+    """The long table of partners of all ordered pairs of models; see `match_pair` for its columns. Empty (with those columns) for a single model."""
+    found: dict[tuple[int, int], Correlations] = {(i, j): c for i, j, c in summaries(totals, top_k=top_k)}
+    tables = [match_pair(totals, i, j, found[i, j], found[j, i]) for i, j in sorted(found)]
+    return pd.concat(tables, ignore_index=True) if tables else empty_matches()
+
+
+def empty_matches() -> pd.DataFrame:
+    """A table of matches without rows."""
+    kinds = {"model": "str", "layer": "int16", "neuron": "int32", "other": "str", "rank": "int16", "partner_layer": "int16", "partner_neuron": "int32"}
+    kinds |= {"r": "float64", "stderr": "float64", "mutual": "bool", "assigned": "bool"}
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+
+
+def depth(matches: pd.DataFrame) -> pd.DataFrame:
+    """Where best partners sit: model, other, layer, partner_layer, neurons (how many neurons of that layer have their best partner in that one)."""
+    best = matches[matches["rank"] == 0]
+    return best.groupby(["model", "other", "layer", "partner_layer"], observed=True).size().rename("neurons").reset_index()

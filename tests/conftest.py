@@ -1,0 +1,104 @@
+"""What all tests share: a quiet, offline, repeatable process, the `backend` fixture for ops, and options that turn a skip into a failure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import pytest
+
+# Read when the libraries are first imported, which is after this file. A value that is already set wins.
+for variable, value in {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}.items():
+    os.environ.setdefault(variable, value)
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+LENSES = (3, 4)
+
+# The same examples each time, no time limit (machines are shared) and no folder of examples in the clone.
+hypothesis.settings.register_profile("pyuniversal", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("pyuniversal")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend of ops under test."""
+
+    name: str
+
+    @property
+    def device(self) -> str:
+        """Where the arguments must lie."""
+        on_host = self.name in ("reference", "cpu") or (self.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1")
+        return "cpu" if on_host else "cuda"
+
+    def run(self, op: Any, *arguments: Any, **options: Any) -> Any:
+        """Run the op on this backend, or skip the test with the op's own words why it cannot."""
+        if (reason := op.why_not(self.name, *arguments, **options)) is not None:
+            pytest.skip(f"{op.name} on {self.name}: {reason}")
+        return op(*arguments, backend=self.name, **options)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Every backend in turn. Usage, in a test of an op:
+
+        def test_mean(backend):
+            x = torch.ones(4, 3, device=backend.device)
+            backend.run(moments_, state, x, [4])
+
+    A test that needs one backend only says `@pytest.mark.backend("triton")`. `pytest --require-backend NAME` turns a skip of either kind into a failure.
+    """
+    chosen = Backend(request.param)
+    if chosen.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip(f"{chosen.name}: this machine has no CUDA device")
+    return chosen
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-backend", action="append", default=[], choices=BACKENDS, help="fail where a test that needs this backend is skipped")
+    parser.addoption("--require-lens", action="append", default=[], type=int, choices=LENSES, help="fail where a test of this TransformerLens is skipped")
+
+
+def needs(item: pytest.Item) -> set[str]:
+    """What the options can require that this test needs: {"--require-backend cuda"}."""
+    callspec = getattr(item, "callspec", None)
+    backends = {marker.args[0] for marker in item.iter_markers("backend")}
+    if callspec is not None and "backend" in callspec.params:
+        backends.add(callspec.params["backend"])
+    lenses = {marker.args[0] for marker in item.iter_markers("lens")}
+    return {f"--require-backend {name}" for name in backends} | {f"--require-lens {major}" for major in lenses}
+
+
+def required(config: pytest.Config) -> set[str]:
+    backends, lenses = config.getoption("--require-backend"), config.getoption("--require-lens")
+    return {f"--require-backend {name}" for name in backends} | {f"--require-lens {major}" for major in lenses}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A requirement that no test could break would be an empty promise."""
+    met = set().union(*(needs(item) for item in session.items))
+    if lacking := required(session.config) - met:
+        raise pytest.UsageError(f"no test was collected for {', '.join(sorted(lacking))}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("lens"):
+        installed = importlib.metadata.version("transformer_lens")
+        if installed.split(".")[0] != str(marker.args[0]):
+            pytest.skip(f"needs TransformerLens {marker.args[0]}, {installed} is installed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and (broken := needs(item) & required(item.config)):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome, report.longrepr = "failed", f"{', '.join(sorted(broken))}, but: {reason}"
+    return report

@@ -1,0 +1,52 @@
+"""histogram_: numpy.searchsorted, value by value, on the edges themselves and beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pyuniversal.errors import InputError
+from pyuniversal.ops import PAPER_EDGES, histogram_
+
+
+def expected(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    counts = np.zeros((x.shape[1], len(edges) + 1), np.int64)
+    for n in range(x.shape[1]):
+        np.add.at(counts[n], np.searchsorted(edges, x[:, n], side="left"), 1)
+    return counts
+
+
+def test_paper_edges():
+    np.testing.assert_allclose(PAPER_EDGES, np.linspace(-10, 15, 256), atol=1e-6)
+    # Published: the edge at zero is the 102nd, and 1.6e-7 in the float32 of torch.linspace.
+    assert int(np.argmax(PAPER_EDGES.numpy() >= 0)) == 102
+    assert PAPER_EDGES[102].item() == pytest.approx(1.6e-7, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_against_searchsorted(backend, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(1500, 11, generator=generator) * torch.logspace(-3, 1.2, 11)).to(dtype)
+    x[:256, 0] = PAPER_EDGES.to(dtype)
+    x[256:512, 0] = torch.nextafter(PAPER_EDGES, torch.tensor(torch.inf)).to(dtype)
+    x[512:768, 0] = torch.nextafter(PAPER_EDGES, torch.tensor(-torch.inf)).to(dtype)
+    x[0, 1], x[1, 1], x[2, 1], x[3, 1] = -torch.inf, torch.inf, -10.0, 15.0
+    counts = torch.ones(11, 257, dtype=torch.int64, device=backend.device)
+    backend.run(histogram_, counts, x.to(backend.device), PAPER_EDGES.to(backend.device))
+    np.testing.assert_array_equal(counts.cpu() - 1, expected(x.double().numpy(), PAPER_EDGES.double().numpy()))
+
+
+def test_uneven_edges(backend):
+    edges = torch.tensor([-3.0, -2.9999, 0.0, 0.5, 100.0])
+    x = torch.tensor([[-3.0, 0.0], [-2.99995, 0.25], [0.5, 100.0], [99.0, 100.1]])
+    counts = torch.zeros(2, 6, dtype=torch.int64, device=backend.device)
+    backend.run(histogram_, counts, x.to(backend.device), edges.to(backend.device))
+    assert counts.tolist() == [[1, 1, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
+
+
+def test_contract_is_checked():
+    with pytest.raises(InputError, match="edges must increase"):
+        histogram_(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(4, 2), torch.tensor([1.0, 1.0]))
+    with pytest.raises(InputError, match=r"counts must be contiguous int64 \[2, 257\], not int64 \[2, 256\]"):
+        histogram_(torch.zeros(2, 256, dtype=torch.int64), torch.zeros(4, 2), PAPER_EDGES)

@@ -1,0 +1,127 @@
+"""moments_: against scipy on the very numbers, bit for bit on small integers, and the laws of merging."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyuniversal.errors import BackendError, InputError
+from pyuniversal.ops import merge_moments_, moments_
+from pyuniversal.ops.moments import FIELDS, empty
+
+
+def heavy(tokens: int, neurons: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = np.random.default_rng(seed)
+    return torch.nn.functional.gelu(torch.tensor(generator.standard_t(4, (tokens, neurons)))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 2, 127, 129, 3000])
+def test_against_scipy(backend, dtype, tokens):
+    x = heavy(tokens, 37, dtype=dtype).to(backend.device)
+    state = empty(3, 37, backend.device)
+    ends = (tokens // 3, tokens // 2, tokens)
+    backend.run(moments_, state, x, ends)
+    exact = x.double().cpu().numpy()
+    for s, end in enumerate(ends):
+        got = dict(zip(FIELDS, state[s].cpu().numpy(), strict=True))
+        part = exact[:end]
+        assert (got["count"] == end).all()
+        assert (got["positive"] == (part > 0).sum(0)).all()
+        if not end:
+            assert (got["minimum"] == np.inf).all()
+            continue
+        np.testing.assert_array_equal(got["minimum"], part.min(0))
+        np.testing.assert_array_equal(got["maximum"], part.max(0))
+        np.testing.assert_allclose(got["mean"], part.mean(0), rtol=1e-12, atol=1e-14)
+        for k, name in ((2, "M2"), (3, "M3"), (4, "M4")):
+            scale = (np.abs(part - part.mean(0)) ** k).sum(0)
+            np.testing.assert_array_less(np.abs(got[name] - scipy.stats.moment(part, k, axis=0) * end), 1e-11 * scale + 1e-300)
+
+
+def test_small_integers_bit_for_bit(backend):
+    # Eight tokens of each of these sum to a multiple of eight: every mean, and so every field, is an exact small integer.
+    pattern = torch.tensor([[-4, 4, 0, 3], [4, 4, 0, -3], [-4, 4, 8, 3], [4, 4, 8, -3]] * 2, dtype=torch.float32)
+    x = pattern.repeat(40, 5).to(backend.device)  # [320, 20]
+    state = empty(1, 20, backend.device)
+    backend.run(moments_, state, x, [320])
+    one = torch.tensor(
+        [
+            [320.0, 0, 16 * 320, 0, 256 * 320, 160, -4, 4],
+            [320, 4, 0, 0, 0, 320, 4, 4],
+            [320, 4, 16 * 320, 0, 256 * 320, 160, 0, 8],
+            [320, 0, 9 * 320, 0, 81 * 320, 160, -3, 3],
+        ]
+    )
+    assert torch.equal(state[0].cpu(), one.T.repeat(1, 5).double())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_nonfinite_shows_in_its_own_column_alone(backend, bad):
+    x = heavy(400, 9)
+    x[333, 4] = bad
+    state = empty(1, 9, backend.device)
+    backend.run(moments_, state, x.to(backend.device), [400])
+    assert (~torch.isfinite(state[0, 2])).cpu().tolist() == [n == 4 for n in range(9)]
+    assert torch.isfinite(state[0, 1]).cpu().tolist() == [n != 4 for n in range(9)]
+
+
+def test_large_offset_keeps_its_precision(backend):
+    # Raw power sums would lose all of the variance here: mean^2 / var = 1e8.
+    x = (torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) + 10_000).to(backend.device)
+    state = empty(1, 3, backend.device)
+    backend.run(moments_, state, x, [5000])
+    np.testing.assert_allclose(state[0, 2].cpu() / 5000, x.double().cpu().numpy().var(0), rtol=1e-10)
+    np.testing.assert_allclose(state[0, 4].cpu() / 5000 / (state[0, 2].cpu() / 5000) ** 2, scipy.stats.kurtosis(x.double().cpu(), fisher=False), rtol=1e-9)
+
+
+@given(cuts=st.lists(st.integers(0, 300), min_size=1, max_size=4), seed=st.integers(0, 5))
+def test_merge_is_the_whole_in_any_order(cuts, seed):
+    x = heavy(300, 5, seed)
+    bounds = sorted({0, 300, *cuts})
+    parts = []
+    for a, b in itertools.pairwise(bounds):
+        state = empty(1, 5)
+        moments_(state, x[a:b], [b - a])
+        parts.append(state)
+    exact = x.double().numpy()
+    for order in (parts, parts[::-1]):
+        total = empty(1, 5)
+        for part in order:
+            merge_moments_(total, part)
+        merge_moments_(total, empty(1, 5))
+        np.testing.assert_allclose(total[0, 1], exact.mean(0), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(total[0, 3] / 300, scipy.stats.moment(exact, 3), rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(total[0, 4] / 300, scipy.stats.moment(exact, 4), rtol=1e-10)
+        assert total[0, 5].tolist() == (exact > 0).sum(0).tolist()
+        assert total[0, 7].tolist() == exact.max(0).tolist()
+
+
+def test_strided_rows(backend):
+    whole = heavy(64, 40).to(backend.device)
+    a, b = empty(1, 12, backend.device), empty(1, 12, backend.device)
+    backend.run(moments_, a, whole[:, 8:20], [64])
+    moments_(b, whole[:, 8:20].contiguous(), [64], backend="reference")
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_contract_is_checked():
+    x = heavy(10, 4)
+    with pytest.raises(InputError, match=r"moments_: x must be floating \[tokens, neurons\], not int64"):
+        moments_(empty(1, 4), torch.ones(3, 4, dtype=torch.int64), [3])
+    with pytest.raises(InputError, match=r"state must be contiguous float64 \[1, 8, 4\], not float64 \[1, 8, 5\]"):
+        moments_(empty(1, 5), x, [10])
+    with pytest.raises(InputError, match=r"ends \[7, 3\] must increase and stay within the 10 tokens"):
+        moments_(empty(2, 4), x, [7, 3])
+    with pytest.raises(InputError, match="stay within the 10 tokens"):
+        moments_(empty(1, 4), x, [11])
+    with pytest.raises(BackendError, match=r"the backend cpu cannot run here: does not take float64"):
+        moments_(empty(1, 4), x.double(), [10], backend="cpu")
+    with pytest.raises(BackendError, match=r"no such backend; there are cuda, cpu, triton, reference"):
+        moments_(empty(1, 4), x, [10], backend="cpx")

@@ -1,0 +1,174 @@
+"""Streaming state: update, merge, save, load; laws that hold whatever the chunks, and files that cannot be confused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from pyuniversal import FileError, Histogram, InputError, Moments, Product, Totals
+from pyuniversal.totals import SourceInfo
+
+
+def data(tokens: int = 500, neurons: int = 6, seed: int = 0) -> torch.Tensor:
+    return torch.nn.functional.gelu(torch.randn(tokens, neurons, generator=torch.Generator().manual_seed(seed)) * 2)
+
+
+def test_moments_over_nested_sets():
+    x = data()
+    m = Moments(6, sets=("r", "test", "all"))
+    m.update(x[:300], (100, 200, 300))
+    m.update(x[300:], (50, 60, 200))
+    r = torch.cat([x[:100], x[300:350]]).double().numpy()
+    assert (m.count("r"), m.count("test"), m.count("all"), m.count()) == (150, 260, 500, 150)
+    np.testing.assert_allclose(m.mean("r"), r.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(m.var(), r.var(0), rtol=1e-12)
+    np.testing.assert_allclose(m.skew("r"), scipy.stats.skew(r), rtol=1e-10)
+    np.testing.assert_allclose(m.kurt("all"), scipy.stats.kurtosis(x.double(), fisher=False), rtol=1e-10)
+    np.testing.assert_allclose(m.firing("all"), (x > 0).double().mean(0))
+
+
+def test_constant_and_empty_neurons_have_no_shape():
+    m = Moments(2)
+    assert torch.isnan(m.mean()).all()
+    m.update(torch.tensor([[1.5, 0.0], [1.5, 1.0]]))
+    assert m.var().tolist() == [0.0, 0.25]
+    assert torch.isnan(m.skew()).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bf16", "int8"])
+def test_product_merge_and_file(tmp_path, precision):
+    x, y = data(400, 5, 1), data(400, 7, 2)
+    whole = Product(5, 7, precision=precision, seed=3)
+    whole.centre = (x.mean(0), y.mean(0))
+    for start in range(0, 400, 100):
+        whole.update(x[start : start + 100], y[start : start + 100])
+    parts = []
+    for start in (0, 200):
+        part = Product(5, 7, precision=precision, seed=3)
+        part.centre = whole.centre
+        for s in (start, start + 100):
+            part.update(x[s : s + 100], y[s : s + 100], first_token=s)
+        part.save(tmp_path / f"{start}.safetensors")
+        parts.append(Product.load(tmp_path / f"{start}.safetensors"))
+    parts[0].merge(parts[1])
+    torch.testing.assert_close(parts[0].total, whole.total, rtol=1e-5, atol=1e-4)
+    assert parts[0].tokens == 400
+    exact = (x.double() - whole.centre[0]).T @ (y.double() - whole.centre[1])
+    spread = {"float64": 1e-10, "float32": 1e-3, "bf16": 1.0, "int8": 20.0}[precision]
+    assert (whole.total - exact).abs().max() < spread
+    for side, v in enumerate((x, y)):
+        added = parts[0].added_variance(side)
+        # The rounding adds at most a quarter of a squared step, and something unless there is no step.
+        steps = (v.amax(0) - v.amin(0)).double() / 126.5
+        assert ((added > 0) & (added < steps**2 / 4)).all() if precision == "int8" else (added == 0).all()
+
+
+def test_merge_refuses_strangers():
+    a, b = Product(2, 3), Product(2, 3)
+    a.update(data(10, 2), data(10, 3))
+    b.update(data(10, 2, 5), data(10, 3, 5))
+    with pytest.raises(InputError, match="different centres: give both the centre of the first"):
+        a.merge(b)
+    with pytest.raises(InputError, match=r"cannot merge a product of \[2, 4\] neurons in float32 into one of \[2, 3\]"):
+        a.merge(Product(2, 4))
+    with pytest.raises(InputError, match="x has 10 tokens and y has 9"):
+        a.update(data(10, 2), data(9, 3))
+    with pytest.raises(InputError, match="cannot merge moments of 4 neurons"):
+        Moments(3).merge(Moments(4))
+    with pytest.raises(InputError, match="different neurons or edges"):
+        Histogram(3).merge(Histogram(3, edges=torch.tensor([0.0])))
+
+
+def run_totals(chunks: dict[int, torch.Tensor], n_chunks: int = 4) -> Totals:
+    sources = [SourceInfo("a", "mlp.post", (0, 2), 3, "hash-a"), SourceInfo("b", "mlp.post", (1,), 4, "hash-b")]
+    centre = [torch.zeros(6), torch.ones(4)]
+    totals = Totals(sources, identity={"tokens": "t", "seed": 0}, n_chunks=n_chunks, centre=centre, precision="float64")
+    for number, x in chunks.items():
+        a, b = x[:, :6], x[:, 6:]
+        for i, side in enumerate((a, b)):
+            totals.site[i].update(side, (len(x) // 2, len(x) - 1, len(x)))
+            totals.pre[i].update(side)
+            totals.histogram[i].update(side)
+        from pyuniversal.totals import pack
+
+        packed = [pack(side, centre[i], torch.arange(len(x)), source=i, seed=0, precision="float64") for i, side in enumerate((a, b))]
+        totals.cross[0, 1].add(*packed)
+        for (i, layer), product in totals.within.items():
+            block = packed[i].columns(layer * sources[i].width, (layer + 1) * sources[i].width)
+            product.add(block, block)
+        totals.chunks.add(number)
+    return totals
+
+
+def test_totals_merge_save_load(tmp_path):
+    chunks = {n: data(50, 10, n) for n in range(4)}
+    left, right = run_totals({n: chunks[n] for n in (0, 3)}), run_totals({n: chunks[n] for n in (1, 2)})
+    left.save(tmp_path)
+    left = Totals.load(tmp_path)
+    assert left.missing() == [1, 2]
+    left.merge(right)
+    assert left.complete
+    left.save(tmp_path)
+    loaded = Totals.load(tmp_path)
+    everything = torch.cat(list(chunks.values()))
+    np.testing.assert_allclose(loaded.cross[0, 1].total, everything[:, :6].double().T @ (everything[:, 6:].double() - 1), rtol=1e-12)
+    np.testing.assert_allclose(loaded.within[0, 1].total, everything[:, 3:6].double().T @ everything[:, 3:6].double(), rtol=1e-12)
+    np.testing.assert_allclose(loaded.pre[1].mean(), everything[:, 6:].double().mean(0), rtol=1e-12)
+    assert loaded.site[0].count("r") == 100
+    assert loaded.histogram[0].counts.sum().item() == 200 * 6
+    # One generation of files alone is left, and it is the one that the ledger names.
+    names = set(json.loads((tmp_path / "ledger.json").read_text())["files"].values())
+    assert {p.name for p in tmp_path.glob("*.safetensors")} == names
+
+
+def test_totals_refuse_overlap_and_strangers():
+    x = data(50, 10)
+    with pytest.raises(InputError, match="both totals hold chunk 1"):
+        run_totals({0: x, 1: x}).merge(run_totals({1: x}))
+    other = run_totals({2: x})
+    other.identity = {"tokens": "u", "seed": 0}
+    with pytest.raises(InputError, match="different runs: they differ in tokens"):
+        run_totals({0: x}).merge(other)
+
+
+def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
+    totals = run_totals({0: data(50, 10)})
+    totals.save(tmp_path)
+    totals.merge(run_totals({1: data(50, 10, 1)}))
+    calls = []
+
+    def dies(self, path):
+        calls.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Histogram, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        totals.save(tmp_path)
+    assert calls
+    assert Totals.load(tmp_path).chunks == {0}
+
+
+def test_damaged_files_are_named(tmp_path):
+    totals = run_totals({0: data(50, 10)})
+    totals.save(tmp_path)
+    victim = next(tmp_path.glob("cross-0-1.*"))
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-9])
+    with pytest.raises(FileError, match=rf"{victim.name} is truncated or damaged"):
+        Totals.load(tmp_path)
+    victim.unlink()
+    with pytest.raises(FileError, match=rf"cannot read .*{victim.name}"):
+        Totals.load(tmp_path)
+    Moments(3).save(victim)
+    with pytest.raises(FileError, match="holds a moments, not a product"):
+        Totals.load(tmp_path)
+    (tmp_path / "ledger.json").write_text('{"format": 1')
+    with pytest.raises(FileError, match=r"ledger.json is not valid JSON"):
+        Totals.load(tmp_path)
+    (tmp_path / "ledger.json").write_text('{"format": 9}')
+    with pytest.raises(FileError, match="has format 9; this version of pyuniversal reads 1"):
+        Totals.load(tmp_path)

@@ -1,0 +1,91 @@
+"""correlate: the library in one function, against numpy.corrcoef."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pyuniversal
+from pyuniversal import ActivationError, InputError, correlate
+
+
+def pair(tokens: int = 40_000, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heavy-tailed activations; columns 0-19 of y are noisy copies of columns 19-0 of x; x 30 and y 40 never vary."""
+    generator = np.random.default_rng(seed)
+    x = torch.tensor(generator.standard_t(5, (tokens, 60))).float()
+    y = torch.tensor(generator.standard_t(5, (tokens, 50))).float()
+    y[:, :20] += torch.arange(1, 21) / 5 * x[:, :20].flip(1)
+    x, y = torch.nn.functional.gelu(x), torch.nn.functional.gelu(y)
+    x[:, 30], y[:, 40] = 1.0, -0.1
+    return x, y
+
+
+def exact(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+    a, b = x.double().numpy(), y.double().numpy()
+    a, b = a - a.mean(0), b - b.mean(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = a.T @ b / np.linalg.norm(a, axis=0)[:, None] / np.linalg.norm(b, axis=0)
+    r[30], r[:, 40] = np.nan, np.nan
+    return r
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-13), ("float32", 2e-6), ("bf16", 1e-3)])
+def test_all_pairs(precision, tolerance):
+    x, y = pair()
+    got = correlate(x, y, precision=precision)
+    np.testing.assert_allclose(got.full(), exact(x, y), atol=tolerance)
+    assert got.partner[:20, 0].tolist() == list(range(19, -1, -1))
+    assert got.transposed.partner[:20, 0].tolist() == list(range(19, -1, -1))
+    assert (got.stderr[got.partner >= 0] == 0).all()
+    assert torch.isnan(got.r[30]).all()
+    assert (got.partner[30] == -1).all()
+    assert 40 not in got.partner
+    assert got.r.shape == (60, 50)
+    torch.testing.assert_close(got.transposed.full(), got.full().T, equal_nan=True)
+    assert got.tokens == 40_000
+
+
+def test_int8_errs_as_much_as_it_says():
+    x, y = pair()
+    r = exact(x, y)
+    z = []
+    for seed in range(6):
+        got = correlate(x, y, precision="int8", seed=seed)
+        alive = ~torch.isnan(got.r)
+        truth = torch.tensor(r).gather(1, got.partner.clamp(min=0))
+        z.append(((got.r - truth) / got.stderr)[alive])
+    z = torch.cat(z)
+    assert 0.95 < z.std() < 1.05
+    assert z.mean().abs() < 0.05
+    assert got.stderr[0, 0] > 0
+
+
+def test_top_k_is_the_head_of_the_whole():
+    x, y = pair(2000)
+    whole = correlate(x, y, precision="float64")
+    head = correlate(x, y, precision="float64", top_k=3)
+    assert torch.equal(head.partner, whole.partner[:, :3])
+
+
+def test_one_token_count_for_all_precisions_and_seeds_matter_to_int8_alone():
+    x, y = pair(500)
+    assert torch.equal(correlate(x, y, seed=0).full().nan_to_num(), correlate(x, y, seed=1).full().nan_to_num())
+    assert not torch.equal(correlate(x, y, precision="int8", seed=0).full().nan_to_num(), correlate(x, y, precision="int8", seed=1).full().nan_to_num())
+
+
+def test_bad_input():
+    x, y = pair(100)
+    with pytest.raises(InputError, match="x has 100 rows and y has 99: both must hold the activations of the same tokens"):
+        correlate(x, y[:99])
+    with pytest.raises(InputError, match=r"y must be a floating matrix \[tokens, neurons\], not torch.int64 of shape"):
+        correlate(x, y.long())
+    with pytest.raises(InputError, match="at least two tokens"):
+        correlate(x[:1], y[:1])
+    with pytest.raises(InputError, match="unknown precision 'fp8'; choose one of int8, bf16, float32, float64"):
+        correlate(x, y, precision="fp8")
+    y[17, 3] = float("nan")
+    with pytest.raises(ActivationError, match="y is nan at token 17, neuron 3; 1 neurons are affected"):
+        correlate(x, y)
+    assert issubclass(ActivationError, ValueError)
+    assert issubclass(InputError, pyuniversal.PyUniversalError)
