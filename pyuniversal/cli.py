@@ -71,7 +71,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "FOLDER",
         "help": "Where everything is written; a run that was cut off goes on from it.",
     },
-    "max_tokens": {"type": Count(), "absent": "all", "help": "At most so many (100m, 1.5k, 2_000, 1e6): a text's beginning, a folder's random rows."},
+    "max_tokens": {
+        "type": Count(),
+        "absent": "all; 300,000 of the embedded text",
+        "help": "At most so many (100m, 1.5k, 2_000, 1e6): a text's beginning, a folder's random rows.",
+    },
     "row_tokens": {"type": Count(), "help": "Tokens of a row, its BOS included; longer documents continue in further rows."},
     "packing": {"type": click.Choice(["documents", "joined"]), "help": "One document a row, or documents joined end to end as in the paper."},
     "split": {"metavar": "NAME", "absent": "the only one, else test, validation or train", "help": "Split of the data set."},

@@ -56,7 +56,8 @@ def run(
         text: what `tokenize` takes: strings, files, a folder, the name of a data set. The zoo's own held-out text where models is None.
         tokens: folder of tokens made before, instead of text.
         out: folder of the run.
-        max_tokens: at most so many tokens, BOS included: the beginning of a text, random rows of a folder of tokens. One document in ten is held out of them.
+        max_tokens: at most so many tokens, BOS included: the beginning of a text, random rows of a folder of tokens. All by default, but of the zoo's text
+            `zoo.MAX_TOKENS`, which take a minute or two. One document in ten is held out of them.
         row_tokens: longest row, BOS included; no more than any model's context.
         packing: "documents" (one document a row) or "joined" (the paper's way).
         split: of a data set; see `tokenize`.
@@ -85,6 +86,9 @@ def run(
         ActivationError: a model yields NaN or Inf.
         NotEnoughMemoryError: the run does not fit; says by how much and what would.
     """
+    from . import stages
+
+    stages.check_table(baseline=baseline, baseline_draws=baseline_draws, top_k=top_k)
     observe_stage(
         models,
         text=text,

@@ -22,7 +22,7 @@ from .errors import FileError, InputError
 from .files import check_writable, read_json, write_json
 from .models import Model, check_tokenizers, load_config, load_model
 from .neurons import weight_columns
-from .ops import OPS
+from .ops import OPS, PRECISIONS
 from .sources import ModelSite
 from .streaming import Plan, SourceShape, make_plan
 from .streaming import observe as stream
@@ -58,13 +58,16 @@ def observe(
 ) -> Totals:
     """Everything up to the totals, and the manifest that says of what."""
     folder = check_writable(out)
-    if overwrite:
-        _clear(folder)
+    _choice("precision", precision, PRECISIONS)
     device = _device(device)
     timings: dict[str, float] = {}
+    if models is None and source["text"] is None and source["tokens"] is None and max_tokens is None:
+        max_tokens = zoo.MAX_TOKENS
     with _clock(timings, "models"):
         loaded = _load(models, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         sources = [ModelSite(model, site=site, layers=layers) for model in loaded]
+    if overwrite:  # not before the models are there: a misspelt name must not cost a run
+        _clear(folder)
     with _clock(timings, "tokens"):
         corpus = _corpus(loaded, source, zoo_text=models is None, folder=folder / "tokens", max_tokens=max_tokens, row_tokens=row_tokens, progress=progress)
     make_plan(
@@ -105,6 +108,7 @@ def observe(
             device=device,
             progress=progress,
         )
+    log.info("the pass is done: %s tokens correlated; statistics of the weights", f"{totals.tokens:,}")
     with _clock(timings, "weights"):
         results.write_table(folder, "weights", _weights(sources, corpus.d_vocab))
     manifest["tokens"]["correlated"] = totals.tokens
@@ -115,6 +119,7 @@ def observe(
 def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, top_k: int, seed: int, legacy: bool) -> results.Run:
     """Everything after the totals."""
     folder = Path(out)
+    check_table(baseline=baseline, baseline_draws=baseline_draws, top_k=top_k)
     if not (folder / "manifest.json").exists():
         raise FileError(f"{folder} holds no complete pass (there is no manifest.json in it); `pyuniversal observe` makes one")
     manifest = read_json(folder / "manifest.json")
@@ -122,6 +127,7 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
     if not totals.complete:
         raise FileError(f"the pass in {folder} is at chunk {len(totals.chunks)} of {totals.n_chunks}: repeat the command that started it")
     timings = {k: v for k, v in manifest.get("timings", {}).items() if k not in ("table", "figures")}
+    log.info("partners, %d rotations of every layer, table", baseline_draws)
     with _clock(timings, "table"):
         matches = universality.matches(totals, top_k=top_k)
         weights = results.read_table(folder, "weights")
@@ -132,6 +138,7 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         for name, value in (("neurons", neurons.reset_index()), ("matches", matches), ("depth", depth)):
             results.write_table(folder, name, value)
         write_tables(neurons, folder / "tables")
+    log.info("figures")
     with _clock(timings, "figures"):
         report.save_figures(neurons, matches, depth, folder / "figures")
     options = {"baseline": baseline, "baseline_draws": baseline_draws, "top_k": top_k, "baseline_seed": seed, "legacy": legacy}
@@ -163,6 +170,19 @@ def plan(
         config = name.config if isinstance(name, Model) else load_config(name, trust_remote_code=trust_remote_code)
         shapes.append(_shape(str(name), config, range(config.n_layers) if layers is None else layers))
     return make_plan(shapes, tokens=count, device=_device(device), **options)
+
+
+def check_table(*, baseline: str, baseline_draws: int, top_k: int) -> None:
+    """Raise `InputError` for options of the table, before the hours that a pass can take."""
+    _choice("baseline", baseline, universality.BASELINES)
+    for name, value in (("baseline_draws", baseline_draws), ("top_k", top_k)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
 
 
 def _load(models: Sequence[Any] | None, **options: Any) -> list[Model]:

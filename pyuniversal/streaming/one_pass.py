@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ActivationError, InputError
 from ..ops import Packed
-from ..sources import Source
+from ..sources import ModelSite, Source
 from ..tokens import Tokens
 from ..totals import Histogram, Moments, SourceInfo, Totals, pack
 from .checkpoints import Checkpoints
@@ -28,7 +28,7 @@ PILOT_ROWS = 64
 
 
 def observe(
-    sources: Sequence[Source],
+    sources: Sequence[Source | Any],
     tokens: Tokens,
     *,
     out: str | os.PathLike[str] | None = None,
@@ -43,7 +43,8 @@ def observe(
     """Stream the tokens through all sources once and sum.
 
     Args:
-        sources: what yields the columns; every pair of them is correlated, one alone gets its moments.
+        sources: what yields the columns: models (all their MLP neurons, "mlp.post") or `Source`s such as `ModelSite`. Every pair of them is correlated, one
+            alone gets its moments.
         tokens: the corpus, tokenised with the tokenizer of all sources.
         out: folder of the totals. A run that was stopped resumes there from its last checkpoint; a finished one is read back.
         precision: of the products, "int8", "bf16", "float32" or "float64".
@@ -58,6 +59,7 @@ def observe(
         InputError: the tokens do not fit the sources, or `out` holds the totals of another run.
         ActivationError: a source yields NaN or Inf; names model, layer, neuron, row. What was summed before stays in `out`.
     """
+    sources = [s if hasattr(s, "activations") else ModelSite(s) for s in sources]
     for source in sources:
         source.check(tokens)
     rows = choose_rows(tokens, max_tokens=max_tokens, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+MAX_TOKENS = 300_000  # of its text that a run takes unless told otherwise: a minute or two on two cores
 
 
 def models() -> list[Path]:
