@@ -93,7 +93,8 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise FileError(f"cannot read {path}: {error}. `pyuniversal table {folder}` makes it again.") from error
+        remedy = "Repeat the command that started the run" if name == "weights" else f"`pyuniversal table {folder}` makes it again"
+        raise FileError(f"cannot read {path}: {error}. {remedy}.") from error
 
 
 def write_table(folder: Path, name: str, table: pd.DataFrame) -> None:

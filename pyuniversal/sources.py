@@ -41,12 +41,13 @@ class ModelSite:
         model: a `pyuniversal.models.Model`.
         site: the site that is correlated, "mlp.post" or "mlp.pre"; pre-activations come along in any case, for the moments.
         layers: which layers; all by default.
+        name: what files and tables call it; the model's label by default.
 
     Raises:
         InputError: an unknown site, or a layer that the model does not have.
     """
 
-    def __init__(self, model: Any, *, site: str = "mlp.post", layers: Sequence[int] | None = None) -> None:
+    def __init__(self, model: Any, *, site: str = "mlp.post", layers: Sequence[int] | None = None, name: str | None = None) -> None:
         if site not in SITES:
             raise InputError(f"unknown site {site!r}; choose one of {', '.join(SITES)}")
         n_layers = model.config.n_layers
@@ -54,7 +55,7 @@ class ModelSite:
         if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < n_layers:
             raise InputError(f"{model.label} has layers 0 to {n_layers - 1}, not all of {list(self.layers)}; choose others with --layers")
         self.model, self.site = model, site
-        self.name, self.hash, self.width = model.label, model.weight_hash, model.config.d_mlp
+        self.name, self.hash, self.width = name or model.label, model.weight_hash, model.config.d_mlp
 
     def check(self, tokens: Any) -> None:
         """See `Source.check`: the model's tokenizer made them, its context holds a row, its vocabulary all ids.

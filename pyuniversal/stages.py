@@ -22,7 +22,7 @@ from .errors import FileError, InputError
 from .files import check_writable, read_json, write_json
 from .models import Model, check_tokenizers, load_config, load_model
 from .neurons import weight_columns
-from .ops import OPS, PRECISIONS
+from .ops import PRECISIONS, backends
 from .sources import ModelSite
 from .streaming import Plan, SourceShape, make_plan
 from .streaming import observe as stream
@@ -65,9 +65,10 @@ def observe(
         max_tokens = zoo.MAX_TOKENS
     with _clock(timings, "models"):
         loaded = _load(models, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        sources = [ModelSite(model, site=site, layers=layers) for model in loaded]
+        names = _unique([model.label for model in loaded])
+        sources = [ModelSite(model, site=site, layers=layers, name=label) for model, label in zip(loaded, names, strict=True)]
     if overwrite:  # not before the models are there: a misspelt name must not cost a run
-        _clear(folder)
+        _clear(folder, spare=[source["tokens"], source["text"]])
     with _clock(timings, "tokens"):
         corpus = _corpus(loaded, source, zoo_text=models is None, folder=folder / "tokens", max_tokens=max_tokens, row_tokens=row_tokens, progress=progress)
     make_plan(
@@ -80,6 +81,7 @@ def observe(
         baseline_draws=1,
         top_k=1,
         device=device,
+        loaded=True,
         measure=False,
     ).refuse()
     options = {k: _plain(v) for k, v in source.items()} | {
@@ -94,7 +96,7 @@ def observe(
         "batch_tokens": batch_tokens,
         "chunk_tokens": chunk_tokens,
     }
-    manifest = _manifest(loaded, corpus, options)
+    manifest = _manifest(sources, corpus, options)
     with _clock(timings, "pass"):
         totals = stream(
             sources,
@@ -127,6 +129,8 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
     if not totals.complete:
         raise FileError(f"the pass in {folder} is at chunk {len(totals.chunks)} of {totals.n_chunks}: repeat the command that started it")
     timings = {k: v for k, v in manifest.get("timings", {}).items() if k not in ("table", "figures")}
+    # Until the end the run counts as unfinished: a kill must not leave tables of two kinds that look like one.
+    write_json(folder / "manifest.json", manifest | {"timings": timings})
     log.info("partners, %d rotations of every layer, table", baseline_draws)
     with _clock(timings, "table"):
         matches = universality.matches(totals, top_k=top_k)
@@ -160,7 +164,7 @@ def plan(
     """The plan of a run that has not been started."""
     names = list(models) if models is not None else [str(p) for p in zoo.models()]
     if models is None and tokens is None:
-        tokens = zoo.tokens()
+        tokens, max_tokens = zoo.tokens(), max_tokens or zoo.MAX_TOKENS
     count = PLAN_TOKENS if max_tokens is None else max_tokens
     if tokens is not None:
         held = load_tokens(tokens).n_tokens
@@ -190,19 +194,25 @@ def _load(models: Sequence[Any] | None, **options: Any) -> list[Model]:
     if not given:
         raise InputError("no model was given: name at least one, or leave models out for the embedded zoo")
     loaded = [m if isinstance(m, Model) else load_model(m, **options) for m in given]
-    seen: dict[str, int] = {}
-    for model in loaded:
-        seen[model.label] = seen.get(model.label, 0) + 1
-        if seen[model.label] > 1:
-            model.label = f"{model.label}-{seen[model.label]}"
     check_tokenizers(loaded)
     hashes = [m.weight_hash for m in loaded]
     for n, digest in enumerate(hashes):
         if digest in hashes[:n]:
-            raise InputError(
-                f"{loaded[hashes.index(digest)].label} and {loaded[n].label} have the same weights: every neuron would be its own partner; give each once"
-            )
+            first = loaded[hashes.index(digest)]
+            raise InputError(f"{first.source} and {loaded[n].source} have the same weights: every neuron would be its own partner; give each once")
     return loaded
+
+
+def _unique(labels: Sequence[str]) -> list[str]:
+    """The labels, those that stand twice with a number behind: a, a-2."""
+    names: list[str] = []
+    for label in labels:
+        number, name = 1, label
+        while name in names:
+            number += 1
+            name = f"{label}-{number}"
+        names.append(name)
+    return names
 
 
 def _corpus(
@@ -242,19 +252,19 @@ def _weights(sources: Sequence[ModelSite], d_vocab: int) -> pd.DataFrame:
 
 
 def _shape(name: str, config: Any, layers: Sequence[int]) -> SourceShape:
-    """Parameters from the architecture: attention, MLP, embeddings."""
+    """The blocks from the architecture: attention (all heads with keys of their own, an upper bound) and MLP."""
     attention = 4 * config.d_model * config.d_head * config.n_heads
     block = attention + (3 if config.gated else 2) * config.d_model * config.d_mlp
-    return SourceShape(name, config.n_layers * block + 2 * config.d_vocab * config.d_model, config.n_layers * block, len(layers), config.d_mlp)
+    return SourceShape(name, config.n_params, config.n_layers * block, len(layers), config.d_mlp)
 
 
-def _manifest(models: Sequence[Model], corpus: Tokens, options: dict[str, Any]) -> dict[str, Any]:
+def _manifest(sources: Sequence[ModelSite], corpus: Tokens, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": _version("pyuniversal"),
         "versions": {name: _version(name) for name in VERSIONS} | {"python": platform.python_version()},
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        "backends": {op.name: list(op.faster) or ["reference"] for op in OPS},
-        "models": [{"label": m.label, "source": m.source, "weights": m.weight_hash, "config": asdict(m.config)} for m in models],
+        "backends": backends(options["device"], options["precision"]),
+        "models": [{"label": s.name, "source": s.model.source, "weights": s.hash, "config": asdict(s.model.config)} for s in sources],
         "tokens": {"path": str(corpus.path), "hash": corpus.hash, "tokenizer": corpus.tokenizer_hash, "rows": corpus.n_rows, "count": corpus.n_tokens},
         "options": options,
     }
@@ -276,8 +286,17 @@ def _device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a run writes, and nothing else, from a folder."""
+def _clear(folder: Path, *, spare: Sequence[Any]) -> None:
+    """Remove what a run writes, and nothing else, from a folder.
+
+    Raises:
+        InputError: one of `spare`, the new run's own input, lies in what would go.
+    """
+    for name in OURS:
+        path = folder / name
+        for kept in (Path(s).resolve() for s in spare if isinstance(s, str | os.PathLike)):
+            if path.exists() and (kept == path.resolve() or path.resolve() in kept.parents):
+                raise InputError(f"--overwrite would remove {path}, which this run is to read; choose another --out")
     for name in OURS:
         path = folder / name
         if path.is_dir() and not path.is_symlink():

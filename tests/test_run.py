@@ -141,6 +141,7 @@ def test_folder_holds_what_the_readme_says(exact_run):
     assert manifest["tokens"]["correlated"] == exact_run.totals.tokens
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or manifest["versions"]["torch"] == torch.__version__
     assert len({m["weights"] for m in manifest["models"]}) == 5
+    assert manifest["backends"] == {"moments_": "cpu", "quantize": "reference", "product_": "cpu", "summarize_correlation": "reference", "histogram_": "cpu"}
     assert list(manifest["timings"]) == ["models", "tokens", "pass", "weights", "table", "figures"]
 
 
@@ -272,6 +273,30 @@ class TestSmall:
         assert [m["label"] for m in run.manifest["models"]] == ["b", "c"]
         assert keep.read_text() == "mine"
 
+    def test_overwrite_spares_its_own_input(self, folders, tmp_path):
+        pyuniversal.run(folders[:2], out=tmp_path, **self.options)
+        with pytest.raises(InputError, match=r"--overwrite would remove .*tokens, which this run is to read"):
+            pyuniversal.run(folders[:2], tokens=tmp_path / "tokens", out=tmp_path, overwrite=True, seed=3, progress=False)
+        with pytest.raises(InputError, match="neither a local folder nor"):
+            pyuniversal.run([folders[0], "no-such-model"], out=tmp_path, overwrite=True, **self.options)
+        assert len(pyuniversal.open_run(tmp_path).neurons) == 240
+
+    def test_labels_that_stand_twice(self, folders, tmp_path):
+        again = [tiny.gpt2(tmp_path / where / name, seed=seed) for seed, (where, name) in enumerate((("1", "a"), ("2", "a"), ("3", "a-2")), start=5)]
+        run = pyuniversal.run(again, out=tmp_path / "run", **self.options)
+        assert sorted(p.stem for p in (run.path / "tables").iterdir()) == ["a", "a-2", "a-2-2"]
+        assert set(run.matches["other"].unique()) == {"a", "a-2", "a-2-2"}
+
+    def test_a_table_that_was_interrupted_is_no_finished_run(self, folders, tmp_path, monkeypatch):
+        pyuniversal.run(folders[:2], out=tmp_path, **self.options)
+        with monkeypatch.context() as patch:
+            patch.setattr("pyuniversal.stages.write_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                pyuniversal.table_stage(tmp_path, legacy=True)
+        with pytest.raises(FileError, match=r"has not come to its end: repeat the command that started it, or `pyuniversal table"):
+            pyuniversal.open_run(tmp_path)
+        assert pyuniversal.table_stage(tmp_path).manifest["options"]["legacy"] is False
+
     def test_bad_input(self, folders, tmp_path):
         out = tmp_path / "run"
         with pytest.raises(InputError, match=r"models were given but no text: give --text .* or --tokens"):
@@ -280,7 +305,7 @@ class TestSmall:
             pyuniversal.run(folders, text=["a"], tokens=zoo.tokens(), out=out)
         with pytest.raises(InputError, match="no model was given"):
             pyuniversal.run([], text=["a"], out=out)
-        with pytest.raises(InputError, match="a and a-2 have the same weights"):
+        with pytest.raises(InputError, match=r"/a and .*/a have the same weights"):
             pyuniversal.run([folders[0], folders[0]], out=out, **self.options)
         with pytest.raises(InputError, match=r"a and other .*tokenizer"):
             pyuniversal.run([folders[0], tiny.gpt2(tmp_path / "other", words=["quite", "different"])], out=out, **self.options)

@@ -38,7 +38,8 @@ def weight_columns(weights: FoldedWeights, layers: Sequence[int], *, d_vocab: in
         d_vocab: how many columns of W_U are tokens; those beyond are padding of the matrix. All of them where not given (as the study did).
     """
     unembed = weights.W_U.double()[:, :d_vocab]
-    unembed = unembed / unembed.norm(dim=0, keepdim=True)  # [d_model, d_vocab]
+    norm = unembed.norm(dim=0)
+    unembed = unembed[:, norm > 0] / norm[norm > 0]  # [d_model, d_vocab]; a column of zeros has no direction
     return pd.concat([_layer_columns(weights.layer(layer), unembed) for layer in layers], ignore_index=True)
 
 

@@ -1,10 +1,29 @@
 """The operations that everything is built of; see `_op` for what an op is."""
 
+import torch
+
 from .histogram import PAPER_EDGES, histogram_
-from .moments import merge_moments_, moments_
+from .moments import empty, merge_moments_, moments_
 from .product import product_
 from .quantize import PRECISIONS, Packed, absmax_about, quantize, unpack
 from .summarize_correlation import Columns, Correlations, correlations, summarize_correlation
+
+
+def backends(device: str, precision: str) -> dict[str, str]:
+    """Which implementation each op takes for float32 activations on a device: op -> backend; found by asking the op with the smallest arguments there are."""
+    x, vector = torch.zeros(2, 1, device=device), torch.zeros(1, device=device)
+    side = Columns(*(torch.ones(1, dtype=torch.float64, device=device),) * 3)
+    keys = torch.zeros(2, dtype=torch.int32, device=device)
+    packed = quantize(x, vector, vector, keys, keys[:1], precision=precision, backend="reference")
+    total = torch.zeros(1, 1, dtype=torch.float64 if precision == "float64" else torch.float32, device=device)
+    return {
+        "moments_": moments_.choose(empty(1, 1, device), x, [2]),
+        "quantize": quantize.choose(x, vector, vector, keys, keys[:1], precision=precision),
+        "product_": product_.choose(total, packed, packed),
+        "summarize_correlation": summarize_correlation.choose(total, 2, side, side),
+        "histogram_": histogram_.choose(torch.zeros(1, 257, dtype=torch.int64, device=device), x, PAPER_EDGES.to(device)),
+    }
+
 
 OPS = (moments_, quantize, product_, summarize_correlation, histogram_)
 
@@ -16,6 +35,7 @@ __all__ = [
     "Correlations",
     "Packed",
     "absmax_about",
+    "backends",
     "correlations",
     "histogram_",
     "merge_moments_",

@@ -56,10 +56,14 @@ class Op:
         """
         self.check(*args, **options)
         if backend is None:
-            backend = next((b for b in self.faster if self.why_not(b, *args, **options) is None), "reference")
+            backend = self.choose(*args, **options)
         elif (reason := self.why_not(backend, *args, **options)) is not None:
             raise BackendError(f"{self.name}: the backend {backend} cannot run here: {reason}")
         return self._load(backend)(*args, **options)
+
+    def choose(self, *args: Any, **options: Any) -> str:
+        """The backend that a call with these arguments takes."""
+        return next((b for b in self.faster if self.why_not(b, *args, **options) is None), "reference")
 
     def why_not(self, backend: str, *args: Any, **options: Any) -> str | None:
         """None if `backend` can run this op on these arguments, else the reason in words."""

@@ -22,7 +22,10 @@ def _why_not_product(total: Tensor, x: Packed, y: Packed) -> str | None:
 
 def _product(total: Tensor, x: Packed, y: Packed) -> None:
     if x.precision == "int8":
-        total += _int8_sums(x.data, y.data) * x.scale[:, None] * y.scale
+        # Rows at a time: the sums of a whole block would be as large as the total again, twice.
+        for rows in torch.arange(x.neurons).split(1024):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            total[part] += _int8_sums(x.data[part], y.data) * x.scale[part, None] * y.scale
     else:
         # bf16 operands are widened: a bf16 matmul would round the sums to eight bits.
         total.addmm_(unpack(x).to(total.dtype).T, unpack(y).to(total.dtype))

@@ -84,6 +84,8 @@ def merge_moments_(a: Tensor, b: Tensor) -> None:
     a[..., 5, :] += b[..., 5, :]
     a[..., 6, :] = torch.minimum(a[..., 6, :], b[..., 6, :])
     a[..., 7, :] = torch.maximum(a[..., 7, :], b[..., 7, :])
+    # The mean of equal float64 values is inexact, and what is left of their powers is no variance.
+    a[..., 2:5, :].masked_fill_((a[..., 6, :] == a[..., 7, :]).unsqueeze(-2), 0.0)
 
 
 moments_ = Op("moments_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:moments_"})

@@ -109,9 +109,11 @@ def reference(x: Tensor, centre: Tensor, absmax: Tensor, token_key: Tensor, neur
 
 
 def scales(absmax: Tensor) -> tuple[Tensor, Tensor]:
-    """D and 1 / D, float32 [neurons]; both 0 for a neuron that does not leave the centre."""
+    """D and 1 / D, float32 [neurons]; both 0 for a neuron that does not leave the centre, or by so little (3e-37) that 1 / D is no float32."""
     scale = absmax / STEPS
-    return scale, torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    usable = (scale > 0) & torch.isfinite(1 / scale)
+    zero = torch.zeros_like(scale)
+    return torch.where(usable, scale, zero), torch.where(usable, 1 / scale, zero)
 
 
 def packed_int8(data: Tensor, scale: Tensor, centre: Tensor, rounding: Tensor) -> Packed:

@@ -98,6 +98,7 @@ def gather(source: Source, chunk: Chunk) -> dict[str, Tensor]:
         for batch in chunk.batches:
             for site, layers in source.activations(batch.ids).items():
                 for number, x in enumerate(layers):
+                    x = x.to(batch.keep.device)  # a model that was handed in stays where it was
                     if site not in gathered:
                         gathered[site] = torch.empty(chunk.ends[2], len(layers) * source.width, dtype=x.dtype, device=x.device)
                     columns = gathered[site][:, number * source.width : (number + 1) * source.width]

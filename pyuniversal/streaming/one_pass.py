@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from ..errors import ActivationError, InputError
 from ..ops import Packed
+from ..ops.product import MAX_TOKENS
 from ..sources import ModelSite, Source
 from ..tokens import Tokens
-from ..totals import Histogram, Moments, SourceInfo, Totals, pack
+from ..totals import Histogram, Moments, SourceInfo, Totals, first_bad, pack
 from .checkpoints import Checkpoints
 from .chunks import Chunk, choose_rows, gather, make_chunk, row_of
 
@@ -64,6 +65,10 @@ def observe(
         source.check(tokens)
     rows = choose_rows(tokens, max_tokens=max_tokens, seed=seed)
     per_chunk = max(1, chunk_tokens // tokens.row_tokens)
+    if precision == "int8" and per_chunk * tokens.row_tokens > MAX_TOKENS:
+        raise InputError(
+            f"a chunk of {per_chunk * tokens.row_tokens:,} tokens is too long for int8, whose sums are exact up to {MAX_TOKENS:,}; lower --chunk-tokens"
+        )
     pieces = [rows[i : i + per_chunk] for i in range(0, len(rows), per_chunk)]
     identity = _identity(tokens, rows=len(rows), precision=precision, max_tokens=max_tokens, seed=seed, rows_per_chunk=per_chunk)
     totals = _resume(out, sources, identity, device) if out is not None else None
@@ -88,12 +93,14 @@ def observe(
                 totals.chunks.add(number)
             saver.maybe_save()
             bar.update(chunk.ends[2])
+    if totals.cross and totals.tokens < 2:
+        raise InputError(f"{tokens.path}: {totals.tokens} tokens are left to correlate when BOS and newlines are out; give more text")
     return totals
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one chunk says of one source; `packed` is None where the source is alone."""
+    """What one chunk says of one source; `packed` is None where there is nothing to correlate."""
 
     site: Moments
     pre: Moments
@@ -116,10 +123,11 @@ def _see(totals: Totals, sources: Sequence[Source], chunk: Chunk, tokens: Tokens
         histogram = Histogram(site.neurons, edges=totals.histogram[i].edges, device=correlated.device)
         histogram.update(everything)
         packed = None
-        if len(sources) > 1:
+        if len(sources) > 1 and chunk.ends[0]:
             extremes = (site.field("minimum", "r"), site.field("maximum", "r"))
             packed = pack(correlated[: chunk.ends[0]], totals.centre[i], chunk.keys, source=i, seed=seed, precision=precision, extremes=extremes)
         seen.append(_Seen(site, pre, histogram, packed))
+        del x, correlated, everything  # before the next source makes its own
     return seen
 
 
@@ -129,6 +137,8 @@ def _add(totals: Totals, seen: Sequence[_Seen]) -> None:
         totals.pre[i].merge(one.pre)
         totals.histogram[i].merge(one.histogram)
     packed = [one.packed for one in seen if one.packed is not None]
+    if not packed:  # a source alone, or a chunk of nothing but BOS and newlines
+        return
     for (i, j), product in totals.cross.items():
         product.add(packed[i], packed[j])
     for (i, layer), product in totals.within.items():
@@ -144,7 +154,7 @@ def _refuse_nonfinite(moments: Moments, x: Tensor, source: Source, site: str, ch
         return
     column = int(bad.nonzero()[0])
     values = x[:, column]
-    place = int((~torch.isfinite(values)).nonzero()[0]) if not torch.isfinite(values).all() else int(values.abs().argmax())
+    place = first_bad(values)
     layer, neuron = source.layers[column // source.width], column % source.width
     row, position = row_of(chunk, place)
     raise ActivationError(
@@ -161,7 +171,7 @@ def _pilot(source: Source, tokens: Tokens, rows: np.ndarray, *, seed: int, batch
     moments = Moments(x.shape[1], device=x.device)
     moments.update(x)
     _refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
-    return moments.mean().float()
+    return moments.mean().nan_to_num(0.0).float()
 
 
 def _identity(tokens: Tokens, **options: Any) -> dict[str, Any]:

@@ -101,9 +101,13 @@ def make_plan(
     baseline_draws: int,
     top_k: int,
     device: str,
+    loaded: bool = False,
     measure: bool = True,
 ) -> Plan:
-    """Predict the cost of a run of `sources` over `tokens` tokens. `measure` times two small products for the estimate of the seconds."""
+    """Predict the cost of a run of `sources` over `tokens` tokens.
+
+    `loaded` says that the models are in memory already, so that what they take counts as free. `measure` times a small product for the estimate of the seconds.
+    """
     columns = [s.columns for s in sources]
     pairs = [(a, b) for n, a in enumerate(sources) for b in sources[n + 1 :]]
     within = sum(s.layers * s.width**2 for s in sources) if pairs else 0
@@ -113,11 +117,10 @@ def make_plan(
     forward = 2.0 * tokens * sum(s.block_parameters for s in sources)
     product = 2.0 * tokens * cells
     baseline = 2.0 * baseline_draws * sum(2 * a.columns * b.columns * (a.width + b.width) / 2 for a, b in pairs)
-    # A product's sums are made before they are added: one more block of the largest pair. Summaries and the baseline work in float64 blocks of rows.
-    largest = max((a.columns * b.columns for a, b in pairs), default=0)
     operands = sum(columns) * BYTES[precision] if pairs else 0
-    chunk = chunk_tokens * (max(columns) * (sites * DTYPE_BYTES[dtype] + 4) + operands) + (8 if precision == "int8" else 0) * largest
+    chunk = chunk_tokens * (max(columns) * (sites * DTYPE_BYTES[dtype] + 4) + operands) + 8 * 1024 * max(columns)
     kept = 80 * 2 * len(pairs) * max(columns) * min(top_k, max(columns))
+    weights = float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
     plan = Plan(
         sources=tuple(sources),
         device=device,
@@ -126,11 +129,11 @@ def make_plan(
         forward_flops=forward,
         product_flops=product,
         baseline_flops=baseline,
-        weights_bytes=float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources)),
+        weights_bytes=weights,
         totals_bytes=float(total_bytes * cells + STATE_BYTES * sum(columns)),
         chunk_bytes=float(chunk),
         table_bytes=float(kept + 3 * 8 * 4096 * max(columns)),
-        available_bytes=float(free_bytes(device)),
+        available_bytes=float(free_bytes(device)) + loaded * weights,
         disk_bytes=float(2 * total_bytes * cells + kept / 2),
         seconds=None,
     )

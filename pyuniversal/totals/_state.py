@@ -38,5 +38,7 @@ def load_state(path: str | os.PathLike[str], kind: str, device: torch.device | s
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["meta"])  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise FileError(f"{path} is truncated or damaged ({error}); delete it and run again") from error
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error

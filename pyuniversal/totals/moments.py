@@ -14,6 +14,12 @@ from ..ops.moments import FIELDS, empty
 from ._state import load_state, save_state
 
 
+def first_bad(values: Tensor) -> int:
+    """Place of the first NaN or Inf in [tokens]; where there is none, of the largest value, whose powers overflow."""
+    bad = ~torch.isfinite(values)
+    return int(bad.nonzero()[0]) if bad.any() else int(values.abs().argmax())
+
+
 class Moments:
     """Count, mean, central sums to order 4, firing count, minimum and maximum of each neuron, in float64, over one or more nested token sets.
 

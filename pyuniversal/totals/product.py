@@ -61,13 +61,14 @@ class Product:
         """
         if x.shape[0] != y.shape[0]:
             raise InputError(f"x has {x.shape[0]} tokens and y has {y.shape[0]}: both sides must hold the same tokens, in the same order")
-        if self.centre is None:
-            self.centre = (x.double().mean(0).float(), y.double().mean(0).float())
+        if not x.shape[0]:
+            return
+        centres = self.centre or (x.double().mean(0).float(), y.double().mean(0).float())
         start = self.tokens if first_token is None else first_token
         tokens = torch.arange(start, start + x.shape[0], device=x.device)
         sides = [
             pack(side, centre, tokens, source=source, seed=self.seed, precision=self.precision)
-            for source, (side, centre) in enumerate(zip((x, y), self.centre, strict=True))
+            for source, (side, centre) in enumerate(zip((x, y), centres, strict=True))
         ]
         self.add(*sides)
 
@@ -77,11 +78,10 @@ class Product:
         Raises:
             InputError: other tokens, neurons or precision, or another centre than that of the chunks before.
         """
-        if self.centre is None:
-            self.centre = (x.centre, y.centre)
-        elif not all(torch.equal(known, side.centre) for known, side in zip(self.centre, (x, y), strict=True)):
+        if self.centre is not None and not all(torch.equal(known, side.centre) for known, side in zip(self.centre, (x, y), strict=True)):
             raise InputError("these operands were centred otherwise than those already in the product: one centre serves a whole run")
         product_(self.total, x, y)
+        self.centre = (x.centre, y.centre)
         self.tokens += x.tokens
         for rounding, side in zip(self.rounding, (x, y), strict=True):
             rounding += side.added_variance * side.tokens

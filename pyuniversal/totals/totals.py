@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from .product import Product
 
 FORMAT = 1
 SETS = ("r", "test", "all")
+# Files of any generation, and what a kill left of one that was being written; whatever else lies in the folder is the user's.
+OWN = re.compile(
+    r"(?:(?:site|pre|histogram)-\d+|(?:cross|within)-\d+-\d+|centre)\.\d+\.safetensors|\.(?:site|pre|histogram|cross|within|centre)[-.\d]*safetensors\.\w+\.tmp"
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class Totals:
             raise InputError(f"cannot merge totals of different runs: they differ in {', '.join(differing) or 'their models'}")
         if overlap := sorted(self.chunks & other.chunks):
             raise InputError(f"cannot merge: both totals hold chunk {overlap[0]}" + (f" and {len(overlap) - 1} more" if len(overlap) > 1 else ""))
+        if not all(torch.equal(a, b.to(a.device)) for a, b in zip(self.centre, other.centre, strict=True)):
+            raise InputError("cannot merge totals whose products have different centres: the parts of one run take theirs from the same first totals")
         theirs = dict(other._parts())
         for name, mine in self._parts():
             mine.merge(theirs[name])
@@ -137,8 +144,9 @@ class Totals:
             "files": files,
         }
         write_json(folder / "ledger.json", ledger)
-        for stale in set(folder.glob("*.safetensors")) - {folder / f for f in files.values()}:
-            stale.unlink()
+        for path in folder.iterdir():
+            if OWN.fullmatch(path.name) and path.name not in files.values():
+                path.unlink()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Totals:
@@ -152,7 +160,7 @@ class Totals:
         if ledger.get("format") != FORMAT:
             raise FileError(f"{folder / 'ledger.json'} has format {ledger.get('format')}; this version of pyuniversal reads {FORMAT}")
         sources = [SourceInfo(**(s | {"layers": tuple(s["layers"])})) for s in ledger["sources"]]
-        names = {name: folder / Path(file).name for name, file in ledger["files"].items()}
+        names = _Named({name: folder / Path(file).name for name, file in ledger["files"].items()})
         centre, _ = load_state(names["centre"], "centre")
         totals = cls(sources, identity=ledger["identity"], n_chunks=ledger["n_chunks"], centre=[centre[str(i)].to(device) for i in range(len(sources))])
         totals.chunks = set(ledger["chunks"])
@@ -183,6 +191,13 @@ class Totals:
         for field in ("cross", "within"):
             for key, part in getattr(self, field).items():
                 yield _product_name(field, key), part
+
+
+class _Named(dict[str, Path]):
+    """The files of a ledger; a part without one is an error in words."""
+
+    def __missing__(self, name: str) -> Path:
+        raise FileError(f"the ledger in {next(iter(self.values())).parent if self else '?'} names no file for {name}; it is damaged")
 
 
 def _product_name(field: str, key: tuple[int, int]) -> str:

@@ -8,13 +8,12 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from ..ops import Correlations
 
-# A pair costs 1 - r + OFFSET > 0 (the solver takes no zero cost); staying alone costs more than any pair, so r decides only among the largest matchings.
-OFFSET = 1.0
-ALONE = 1e4
+# What staying alone costs, as much as a pair with r = 0; a pair costs r less. Above 1, since the solver takes no cost of 0.
+ALONE = 2.0
 
 
 def assign(ahead: Correlations, back: Correlations) -> np.ndarray:
-    """Partner of each neuron, int64 [rows], -1 where it stays alone: the largest set of pairs that share no neuron, and among those the largest sum of r.
+    """Partner of each neuron, int64 [rows], -1 where it stays alone: the pairs that share no neuron with the largest sum of r, all of them positive.
 
     The graph holds every pair that is among the top k of either side; scipy's LAPJVsp solves it.
     """
@@ -22,7 +21,7 @@ def assign(ahead: Correlations, back: Correlations) -> np.ndarray:
     n, m = ahead.top.shape[0], back.top.shape[0]
     if not len(r):
         return np.full(n, -1)
-    pairs = csr_array((1 - r + OFFSET, (rows, columns)), shape=(n, m))
+    pairs = csr_array((ALONE - r, (rows, columns)), shape=(n, m))
     # Each row has a private way out, so that a full matching of the rows exists.
     _, chosen = min_weight_full_bipartite_matching(hstack([pairs, ALONE * identity(n, format="csr")], format="csr"))
     return np.where(chosen < m, chosen, -1)
@@ -39,4 +38,5 @@ def _edges(ahead: Correlations, back: Correlations) -> tuple[np.ndarray, np.ndar
         parts.append((there, here, r[keep]) if flip else (here, there, r[keep]))
     rows, columns, r = (np.concatenate(field) for field in zip(*parts, strict=True))
     _, first = np.unique(rows * (int(columns.max(initial=0)) + 1) + columns, return_index=True)
-    return rows[first], columns[first], np.clip(r[first], -1, 1)
+    rows, columns, r = rows[first], columns[first], np.clip(r[first], -1, 1)
+    return rows[r > 0], columns[r > 0], r[r > 0]

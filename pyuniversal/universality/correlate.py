@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ActivationError, InputError
 from ..ops import PRECISIONS, Columns, Correlations, correlations, summarize_correlation
-from ..totals import Moments, Product
+from ..totals import Moments, Product, first_bad
 
 CHUNK = 16_384
 
@@ -84,9 +84,9 @@ def correlate(x: Tensor, y: Tensor, *, precision: str = "float32", top_k: int = 
         >>> correlate(x, x.flip(1)).partner[:, 0].tolist()
         [7, 6, 5, 4, 3, 2, 1, 0]
     """
-    x, y = (torch.as_tensor(side) for side in (x, y))
+    x, y = (torch.as_tensor(side).detach() for side in (x, y))
     for name, side in (("x", x), ("y", y)):
-        if side.ndim != 2 or not side.dtype.is_floating_point:
+        if side.ndim != 2 or not side.dtype.is_floating_point or not side.shape[1]:
             raise InputError(f"{name} must be a floating matrix [tokens, neurons], not {side.dtype} of shape {tuple(side.shape)}")
     if x.shape[0] != y.shape[0]:
         raise InputError(f"x has {x.shape[0]} rows and y has {y.shape[0]}: both must hold the activations of the same tokens, in the same order")
@@ -117,5 +117,5 @@ def _refuse_nonfinite(moments: Moments, x: Tensor, name: str) -> None:
     bad = ~torch.isfinite(moments.field("M2"))
     if bad.any():
         column = int(bad.nonzero()[0])
-        row = int((~torch.isfinite(x[:, column])).nonzero()[0])
+        row = first_bad(x[:, column])
         raise ActivationError(f"{name} is {x[row, column].item()} at token {row}, neuron {column}; {int(bad.sum())} neurons are affected. Drop or repair them.")

@@ -43,7 +43,7 @@ def match_pair(totals: Totals, i: int, j: int, ahead: Correlations, back: Correl
 
     Columns: model, layer, neuron, other, rank (0 = best), partner_layer, partner_neuron, r (raw: rounding noise may carry it beyond 1), stderr (of r, from the
     rounding of the operands), mutual (rank 0 both ways), assigned (this pair is in the one-to-one assignment with the largest sum of r on the graph of partners
-    kept in either direction).
+    kept in either direction; a pair that only the other side kept has no row here).
     """
     a, b = totals.sources[i], totals.sources[j]
     index = ahead.top_index.cpu().numpy()  # [neurons, k]

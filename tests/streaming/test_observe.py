@@ -184,6 +184,36 @@ def test_dead_neurons_pass_through(folders, tokens):
     assert (totals.cross[0, 1].total[WIDTH + 7].abs() < 1e-3).all()
 
 
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_chunks_of_nothing_but_newlines_add_nothing(folders, tokens, tmp_path, precision):
+    model = load_model(folders[0])
+    texts = [*tiny.sentences(12), *["\n"] * 40]
+    mixed = tokenize(texts, model.tokenizer, out=tmp_path / "mixed", row_tokens=32, progress=False)
+    plain = tokenize(texts[:12], model.tokenizer, out=tmp_path / "plain", row_tokens=32, progress=False)
+    a, b = (observe(sites(folders[:2]), t, precision=precision, chunk_tokens=32, progress=False) for t in (mixed, plain))
+    assert a.tokens == b.tokens
+    assert a.site[0].count("test") > b.site[0].count("test")
+    assert torch.isfinite(a.cross[0, 1].total).all()
+    spread = (a.site[0].field("M2", "r")[:, None] * a.site[1].field("M2", "r")).sqrt()
+    means = [[t.site[i].field("mean", "r") - t.centre[i].double() for i in (0, 1)] for t in (a, b)]
+    r = [(t.cross[0, 1].total.double() - t.tokens * m[0][:, None] * m[1]) / spread for t, m in zip((a, b), means, strict=True)]
+    assert (r[0] - r[1]).abs().max() < (0.05 if precision == "int8" else 1e-5)
+    nothing = tokenize(["\n"] * 40, model.tokenizer, out=tmp_path / "nothing", row_tokens=32, progress=False)
+    with pytest.raises(InputError, match="0 tokens are left to correlate when BOS and newlines are out; give more text"):
+        observe(sites(folders[:2]), nothing, precision=precision, progress=False)
+
+
+def test_chunks_too_long_for_int8(folders, tokens):
+    with pytest.raises(InputError, match=r"a chunk of \d{3},\d{3} tokens is too long for int8, whose sums are exact up to 133,144; lower --chunk-tokens"):
+        observe(sites(folders[:2]), tokens, chunk_tokens=200_000, progress=False)
+
+
+def test_models_are_sources_too(folders, tokens):
+    totals = observe([load_model(f) for f in folders[:2]], tokens, max_tokens=500, progress=False)
+    assert [s.name for s in totals.sources] == ["a", "b"]
+    assert totals.sources[0].columns == LAYERS * WIDTH
+
+
 def test_tokens_that_do_not_fit(folders, tokens, tmp_path):
     other = tiny.gpt2(tmp_path / "other", words=["quite", "different"])
     with pytest.raises(InputError, match="were made with another tokenizer than that of other; make them again with `pyuniversal tokens`"):

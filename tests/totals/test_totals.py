@@ -152,6 +152,37 @@ def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
     assert Totals.load(tmp_path).chunks == {0}
 
 
+def test_save_leaves_other_files_alone(tmp_path):
+    for name in ("model.safetensors", "cross.safetensors", "centre.note"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".cross-0-1.3.safetensors.0a1b2c3d.tmp").write_text("left by a kill")
+    totals = run_totals({0: data(50, 10)})
+    totals.save(tmp_path)
+    totals.save(tmp_path)
+    kept = {p.name for p in tmp_path.iterdir()} - set(json.loads((tmp_path / "ledger.json").read_text())["files"].values())
+    assert kept == {"model.safetensors", "cross.safetensors", "centre.note", "ledger.json"}
+
+
+def test_a_refused_merge_changes_nothing():
+    x = data(50, 10)
+    mine, other = run_totals({0: x}), run_totals({1: x})
+    other.centre[1] = other.centre[1] + 1e-6
+    before = mine.site[0].state.clone()
+    with pytest.raises(InputError, match="whose products have different centres"):
+        mine.merge(other)
+    assert torch.equal(mine.site[0].state, before)
+
+
+def test_a_refused_update_leaves_no_centre():
+    p = Product(3, 2)
+    with pytest.raises(InputError):
+        p.update(data(50, 4), data(50, 2))
+    p.update(data(0, 3), data(0, 2))
+    x, y = data(50, 3), data(50, 2)
+    p.update(x, y)
+    torch.testing.assert_close(p.total, (x - x.mean(0)).T @ (y - y.mean(0)), rtol=1e-5, atol=1e-4)
+
+
 def test_damaged_files_are_named(tmp_path):
     totals = run_totals({0: data(50, 10)})
     totals.save(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -22,9 +24,17 @@ def test_whole_graph_is_the_dense_assignment():
         c = correlation(n, m, 50)
         chosen = assign(c.summary, c.other)
         r = c.full().numpy()
-        rows, columns = linear_sum_assignment(r, maximize=True)
-        best = dict(zip(rows.tolist(), columns.tolist(), strict=True))
+        # Nobody is forced into a pair with r < 0: such a pair is worth as much as none.
+        rows, columns = linear_sum_assignment(r.clip(min=0), maximize=True)
+        best = {i: j for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if r[i, j] > 0}
         assert {int(i): int(j) for i, j in enumerate(chosen) if j >= 0} == best
+
+
+def test_the_sum_counts_and_not_the_number_of_pairs():
+    """r(a, x) = 0.9 alone beats r(a, y) + r(b, x) = 0.2."""
+    top, index = torch.tensor([[0.9, 0.1], [0.1, -0.5]], dtype=torch.float64), torch.tensor([[0, 1], [0, 1]])
+    side = replace(correlation(2, 2, 2).summary, top=top, top_index=index)
+    assert assign(side, side).tolist() == [0, -1]
 
 
 def test_sparse_graph_shares_no_neuron_and_uses_kept_pairs_alone():

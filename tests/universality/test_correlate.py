@@ -74,6 +74,19 @@ def test_one_token_count_for_all_precisions_and_seeds_matter_to_int8_alone():
     assert not torch.equal(correlate(x, y, precision="int8", seed=0).full().nan_to_num(), correlate(x, y, precision="int8", seed=1).full().nan_to_num())
 
 
+def test_constant_columns_of_any_dtype_are_nan():
+    for value in (0.1, 1e6 + 0.1, -0.17):
+        x = torch.randn(777, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x[:, 1] = value
+        for precision in ("float64", "int8"):
+            assert torch.isnan(correlate(x, x, precision=precision).full()).tolist() == [[False, True], [True, True]]
+
+
+def test_parameters_are_taken_without_their_gradient():
+    x = torch.randn(100, 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    assert correlate(x, x).partner[:, 0].tolist() == [0, 1, 2]
+
+
 def test_bad_input():
     x, y = pair(100)
     with pytest.raises(InputError, match="x has 100 rows and y has 99: both must hold the activations of the same tokens"):

