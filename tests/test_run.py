@@ -20,7 +20,7 @@ from pyuniversal.streaming.chunks import choose_rows
 from pyuniversal.table import PAPER_COLUMNS
 from pyuniversal.universality import rotation
 
-TOKENS = 24_000
+TOKENS = 20_000
 DRAWS = 2
 README = Path(__file__).parents[1] / "README.md"
 

@@ -1,10 +1,8 @@
 """Train one small GPT-2 of the zoo from a seed, which sets its initialisation and the order of the data.
 
-python tools/zoo/train.py SEED --data FOLDER --out FOLDER/seed-SEED [--tokens 9m] [--device cuda] [--resume TRAINED]
+python tools/zoo/train.py SEED --data FOLDER --out FOLDER/seed-SEED [--tokens 9m] [--device cuda]
 
-FOLDER is what prepare.py wrote. With --resume a model that was trained before goes on, in the order of its data, at a fifth of the
-rate, which falls from the start.
-The result is a Hugging Face folder: config, float16 safetensors, tokenizer, and training.json with tokens seen and test loss.
+FOLDER is what prepare.py wrote. The result is a Hugging Face folder: config, float16 safetensors, tokenizer, and training.json with tokens seen and test loss.
 """
 
 from __future__ import annotations
@@ -53,34 +51,21 @@ def rate(step: int, share: float) -> float:
     return RATE * min(1, (step + 1) / 200) * (1 if share < 0.6 else max(0.02, (1 - share) / 0.4))
 
 
-def rate_again(step: int, share: float) -> float:
-    """Learning rate of a resumed training: 50 steps of warm-up to a fifth of the rate, falling to a hundredth of that.
-
-    With 1.5m tokens it took 0.04 off the test loss; a whole second cycle of 2.5m tokens added 0.01 to it.
-    """
-    return RATE / 5 * min(1, (step + 1) / 50) * max(0.01, 1 - share)
-
-
-def train(seed: int, data: Path, *, budget: int, device: str, trained: Path | None = None) -> tuple[GPT2LMHeadModel, dict[str, float | int]]:
-    """Train for `budget` tokens (BOS included), epoch after epoch in fresh orders; on from `trained` where it is given."""
+def train(seed: int, data: Path, *, budget: int, device: str) -> tuple[GPT2LMHeadModel, dict[str, float | int]]:
+    """Train for `budget` tokens (BOS included), epoch after epoch in fresh orders."""
     rows = np.load(data / "train.npy", mmap_mode="r")  # [rows, 128]
     held_out = torch.from_numpy(np.load(data / "heldout_tokens.npy")[::12].astype(np.int64)).to(device)
-    before = {"steps": 0, "tokens": 0, "seconds": 0.0}
-    if trained is None:
-        model = new_model(seed, len(PreTrainedTokenizerFast(tokenizer_file=str(data / "tokenizer.json")))).to(device)
-    else:
-        model = GPT2LMHeadModel.from_pretrained(trained, dtype=torch.float32).to(device).train()
-        before = json.loads((trained / "training.json").read_text(encoding="utf-8"))
+    model = new_model(seed, len(PreTrainedTokenizerFast(tokenizer_file=str(data / "tokenizer.json")))).to(device)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), fused=True)
     generator = np.random.default_rng(seed)
-    order, at, steps, tokens, began = generator.permutation(len(rows)), before["tokens"] // CONTEXT, 0, 0, time.time()
+    order, at, steps, tokens, began = generator.permutation(len(rows)), 0, 0, 0, time.time()
     with tqdm(total=budget, unit=" tokens", unit_scale=True, desc=f"seed {seed}") as bar:
         while tokens < budget:
             for group in optimizer.param_groups:
-                group["lr"] = (rate if trained is None else rate_again)(steps, tokens / budget)
+                group["lr"] = rate(steps, tokens / budget)
             if at + BATCH > len(order):
                 order, at = generator.permutation(len(rows)), 0
             batch = torch.from_numpy(rows[order[at : at + BATCH]].astype(np.int64)).to(device)
@@ -93,8 +78,7 @@ def train(seed: int, data: Path, *, budget: int, device: str, trained: Path | No
             bar.update(batch.numel())
             if steps % 100 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-    done = {"steps": before["steps"] + steps, "tokens": before["tokens"] + tokens, "seconds": before["seconds"] + time.time() - began}
-    return model, {"seed": seed, "test_loss": test_loss(model, held_out), **done}
+    return model, {"seed": seed, "steps": steps, "tokens": tokens, "test_loss": test_loss(model, held_out), "seconds": time.time() - began}
 
 
 def number(text: str) -> int:
@@ -110,13 +94,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--tokens", type=number, default="9m", help="tokens to train on (default %(default)s)")
-    parser.add_argument("--resume", type=Path, help="folder of a model that this script trained")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="threads on the CPU")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model, training = train(arguments.seed, arguments.data, budget=arguments.tokens, device=arguments.device, trained=arguments.resume)
+    model, training = train(arguments.seed, arguments.data, budget=arguments.tokens, device=arguments.device)
     model.half().save_pretrained(arguments.out)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(arguments.data / "tokenizer.json"), bos_token=BOS, eos_token=BOS, pad_token=BOS, model_max_length=CONTEXT
