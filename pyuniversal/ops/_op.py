@@ -96,6 +96,12 @@ def require(condition: bool, op: str, message: str) -> None:
         raise InputError(f"{op}: {message}")
 
 
+def require_device(op: str, device: torch.device, **tensors: Tensor) -> None:
+    """Raise `InputError` for the first tensor that is not on `device`, where x is."""
+    for name, tensor in tensors.items():
+        require(tensor.device == device, op, f"{name} is on {tensor.device}, x on {device}")
+
+
 def describe(x: Tensor) -> str:
     """Dtype, shape and device of a tensor, for messages."""
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device}"

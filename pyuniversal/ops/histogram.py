@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._op import FLOATING, Op, describe, require
+from ._op import FLOATING, Op, describe, require, require_device
 
 PAPER_EDGES = torch.linspace(-10, 15, 256)
 
@@ -22,13 +22,14 @@ def check(counts: Tensor, x: Tensor, edges: Tensor) -> None:
     """Raise `InputError` unless the arguments keep the contract above."""
     require(x.ndim == 2 and x.dtype in FLOATING, "histogram_", f"x must be floating [tokens, neurons], not {describe(x)}")
     require(edges.ndim == 1 and edges.dtype == torch.float32 and len(edges) > 0, "histogram_", f"edges must be float32 [edges], not {describe(edges)}")
-    require(bool((edges[1:] > edges[:-1]).all()), "histogram_", "edges must increase")
     shape = [x.shape[1], len(edges) + 1]
     require(
         counts.dtype == torch.int64 and list(counts.shape) == shape and counts.is_contiguous(),
         "histogram_",
         f"counts must be contiguous int64 {shape}, not {describe(counts)}",
     )
+    require_device("histogram_", x.device, counts=counts, edges=edges)
+    require(bool((edges[1:] > edges[:-1]).all()), "histogram_", "edges must increase")
 
 
 def reference(counts: Tensor, x: Tensor, edges: Tensor) -> None:

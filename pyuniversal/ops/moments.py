@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._op import FLOATING, Op, describe, require
+from ._op import FLOATING, Op, describe, require, require_device
 
 FIELDS = ("count", "mean", "M2", "M3", "M4", "positive", "minimum", "maximum")
 
@@ -37,7 +37,7 @@ def check(state: Tensor, x: Tensor, ends: Sequence[int]) -> None:
         "moments_",
         f"state must be contiguous float64 {shape}, not {describe(state)}",
     )
-    require(state.device == x.device, "moments_", f"state is on {state.device}, x on {x.device}")
+    require_device("moments_", x.device, state=state)
     bounds = [0, *ends, x.shape[0]]
     require(bounds == sorted(bounds), "moments_", f"ends {list(ends)} must increase and stay within the {x.shape[0]} tokens of x")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._op import Op, describe, require
+from ._op import Op, describe, require, require_device
 from .quantize import Packed, unpack
 
 MAX_TOKENS = (2**31 - 1) // 127**2
@@ -31,6 +31,7 @@ def check(total: Tensor, x: Packed, y: Packed) -> None:
         "product_",
         f"total must be {str(dtype).removeprefix('torch.')} [{x.neurons}, {y.neurons}] with unit stride along its columns, not {describe(total)}",
     )
+    require_device("product_", x.data.device, total=total, y=y.data)
 
 
 def reference(total: Tensor, x: Packed, y: Packed) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ._dither import dither
-from ._op import FLOATING, Op, describe, require
+from ._op import FLOATING, Op, describe, require, require_device
 
 PRECISIONS = ("int8", "bf16", "float32", "float64")
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
@@ -85,6 +85,7 @@ def check(x: Tensor, centre: Tensor, absmax: Tensor, token_key: Tensor, neuron_k
             "quantize",
             f"{name} must be {str(dtype).removeprefix('torch.')} [{length}], not {describe(vector)}",
         )
+    require_device("quantize", x.device, centre=centre, absmax=absmax, token_key=token_key, neuron_key=neuron_key)
 
 
 def reference(x: Tensor, centre: Tensor, absmax: Tensor, token_key: Tensor, neuron_key: Tensor, *, precision: str) -> Packed:

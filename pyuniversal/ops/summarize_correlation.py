@@ -69,6 +69,7 @@ def check(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50
         for field in ("M2", "shift", "added_variance"):
             v = getattr(side, field)
             require(v.dtype == torch.float64 and list(v.shape) == [length], op, f"{name}.{field} must be float64 [{length}], not {describe(v)}")
+            require(v.device == total.device, op, f"{name}.{field} is on {v.device}, total on {total.device}")
 
 
 def reference(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> tuple[Correlations, Correlations]:
