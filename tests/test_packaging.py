@@ -17,7 +17,7 @@ from pyuniversal import _C
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPS = sorted(name for name in vars(_C) if name.endswith("_") and not name.startswith("_"))
+OPS = sorted(name for name, value in vars(_C).items() if callable(value) and not name.startswith("_"))
 
 
 def pins(name: str) -> dict[str, str]:
