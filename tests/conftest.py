@@ -28,11 +28,12 @@ class Backend:
     """A backend of ops under test."""
 
     name: str
+    on_cuda: bool = False  # the reference, which runs anywhere, on tensors of a GPU
 
     @property
     def device(self) -> str:
         """Where the arguments must lie."""
-        on_host = self.name in ("reference", "cpu") or (self.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1")
+        on_host = not self.on_cuda and (self.name in ("reference", "cpu") or (self.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"))
         return "cpu" if on_host else "cuda"
 
     def run(self, op: Any, *arguments: Any, **options: Any) -> Any:
@@ -42,7 +43,7 @@ class Backend:
         return op(*arguments, backend=self.name, **options)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[*BACKENDS, "reference on cuda"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Every backend in turn. Usage, in a test of an op:
 
@@ -52,7 +53,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
     A test that needs one backend only says `@pytest.mark.backend("triton")`. `pytest --require-backend NAME` turns a skip of either kind into a failure.
     """
-    chosen = Backend(request.param)
+    chosen = Backend(request.param.split()[0], on_cuda=request.param.endswith("on cuda"))
     if chosen.device == "cuda":
         import torch
 
@@ -71,7 +72,7 @@ def needs(item: pytest.Item) -> set[str]:
     callspec = getattr(item, "callspec", None)
     backends = {marker.args[0] for marker in item.iter_markers("backend")}
     if callspec is not None and "backend" in callspec.params:
-        backends.add(callspec.params["backend"])
+        backends |= {callspec.params["backend"]} & {*BACKENDS}
     lenses = {marker.args[0] for marker in item.iter_markers("lens")}
     return {f"--require-backend {name}" for name in backends} | {f"--require-lens {major}" for major in lenses}
 
