@@ -228,18 +228,20 @@ def _show(run: Any, *, as_json: bool, quiet: bool) -> None:
         click.echo(f"Written to {run.path}")
 
 
-@click.group("pyuniversal", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    "pyuniversal",
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="""\b
+Examples:
+  pyuniversal run                                     five embedded seeds and their text: a first look, no network
+  pyuniversal run A B C --text corpus.txt -o study    your models, your text
+  pyuniversal show study                              what a finished run found
+  pyuniversal run --help                              every option and its default""",
+)
 @click.version_option(package_name="pyuniversal", prog_name="pyuniversal")
 def main() -> None:
-    r"""Find the neurons that language models trained from different seeds have in common, and say what they do.
-
-    \b
-    Examples:
-      pyuniversal run                                     five embedded seeds and their text: a first look, no network
-      pyuniversal run A B C --text corpus.txt -o study    your models, your text
-      pyuniversal show study                              what a finished run found
-      pyuniversal run --help                              every option and its default
-    """
+    """Find the neurons that language models trained from different seeds have in common, and say what they do."""
 
 
 @main.command(

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 OURS = ("manifest.json", "totals", "tokens", "tables", "figures", *(f"{t}.parquet" for t in (*results.TABLES, "weights")))
 VERSIONS = ("pyuniversal", "torch", "transformers", "transformer_lens", "datasets", "numpy", "pandas", "scipy")
 PLAN_TOKENS = 100_000_000
+FEW_TOKENS = 10_000
 
 
 def observe(
@@ -131,6 +132,10 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
     timings = {k: v for k, v in manifest.get("timings", {}).items() if k not in ("table", "figures")}
     # Until the end the run counts as unfinished: a kill must not leave tables of two kinds that look like one.
     write_json(folder / "manifest.json", manifest | {"timings": timings})
+    if totals.cross and totals.tokens < FEW_TOKENS:
+        log.warning(
+            "only %s tokens were correlated: with so few, neurons find partners by chance alone; do not read the table as a finding", f"{totals.tokens:,}"
+        )
     log.info("partners, %d rotations of every layer, table", baseline_draws)
     with _clock(timings, "table"):
         matches = universality.matches(totals, top_k=top_k)

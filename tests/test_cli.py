@@ -366,3 +366,9 @@ def test_python_dash_m():
     result = subprocess.run([sys.executable, "-m", "pyuniversal", "run", "--layers", "x"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("Usage: pyuniversal run")
+
+
+def test_help_of_the_group_keeps_its_examples_on_lines_of_their_own():
+    lines = [line.strip() for line in invoke("--help").stdout.splitlines()]
+    assert "pyuniversal run A B C --text corpus.txt -o study    your models, your text" in lines
+    assert r"\b" not in "".join(lines)

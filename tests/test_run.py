@@ -281,6 +281,12 @@ class TestSmall:
             pyuniversal.run([folders[0], "no-such-model"], out=tmp_path, overwrite=True, **self.options)
         assert len(pyuniversal.open_run(tmp_path).neurons) == 240
 
+    def test_a_handful_of_tokens_is_no_finding(self, folders, tmp_path, caplog):
+        run = pyuniversal.run(folders[:2], text=["of the hot", "with"], row_tokens=16, out=tmp_path, seed=1, progress=False)
+        assert "tokens were correlated: with so few, neurons find partners by chance alone" in caplog.text
+        assert run.neurons["max_baseline"].max() <= 1
+        assert run.neurons["max_corr"].max() <= 1
+
     def test_labels_that_stand_twice(self, folders, tmp_path):
         again = [tiny.gpt2(tmp_path / where / name, seed=seed) for seed, (where, name) in enumerate((("1", "a"), ("2", "a"), ("3", "a-2")), start=5)]
         run = pyuniversal.run(again, out=tmp_path / "run", **self.options)

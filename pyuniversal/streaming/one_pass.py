@@ -194,4 +194,6 @@ def _resume(out: str | os.PathLike[str], sources: Sequence[Source], identity: di
         raise InputError(f"{out} holds the totals of another run; it differs in {', '.join(differing)}. Choose another --out, or --overwrite.")
     if totals.chunks and not totals.complete:
         log.info("resuming: %d of %d chunks are done", len(totals.chunks), totals.n_chunks)
+    elif totals.complete:
+        log.info("the pass in %s is complete; its sums are taken as they are", out)
     return totals

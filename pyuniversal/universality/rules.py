@@ -50,7 +50,8 @@ def combine(totals: Totals, matches: pd.DataFrame, baselines: dict[tuple[int, in
             stderr = own.pivot(index=keys, columns="other", values="stderr").reindex(columns=names)
             rows = pd.MultiIndex.from_arrays([layer, neuron], names=keys)
             r, stderr = r.reindex(rows).to_numpy(), stderr.reindex(rows).to_numpy()  # [neurons, pairs]
-            chance = np.stack([baselines[i, j].mean(0).numpy() for j in pairs], axis=1)  # [neurons, pairs]
+            # Clamped like r: on a handful of tokens the rounding noise of int8 carries a rotated r beyond 1.
+            chance = np.stack([baselines[i, j].clamp(-1, 1).mean(0).numpy() for j in pairs], axis=1)  # [neurons, pairs]
             table["max_corr"], table["mean_corr"], table["min_corr"] = r.max(1), r.mean(1), r.min(1)
             table["max_baseline"], table["min_baseline"], table["mean_baseline"] = chance.max(1), chance.min(1), chance.mean(1)
             table["excess_corr"] = table["mean_corr"] - table["mean_baseline"]
