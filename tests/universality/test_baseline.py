@@ -99,6 +99,14 @@ def test_table_of_two_models(run):
     assert mine["mutual"].iloc[3] == 0
 
 
+def test_rounding_noise_beyond_one_stays_out_of_the_table(run):
+    _, totals = run
+    raw = {pair: score + torch.tensor([[0.0], [2.0]]) for pair, score in baseline(totals, draws=2, seed=3).items()}
+    table = combine(totals, matches(totals, top_k=3), raw).xs("x")
+    first = baseline(totals, draws=2, seed=3)[0, 1][0].numpy()
+    np.testing.assert_allclose(table["mean_baseline"], (first + 1) / 2, rtol=1e-12)
+
+
 def test_bad_options(run):
     with pytest.raises(InputError, match="unknown baseline 'permutation'; choose one of haar, gaussian"):
         baseline(run[1], kind="permutation")
