@@ -37,7 +37,7 @@ def load_state(path: str | os.PathLike[str], kind: str, device: torch.device | s
                 raise FileError(f"{path} holds {'a ' + found if found else 'no pyuniversal state'}, not a {kind}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["meta"])  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise FileError(f"{path} is truncated or damaged ({error}); delete it and run again") from error
+        raise FileError(f"{path} is truncated or damaged ({error}); make it again (of a run: the same command with --overwrite)") from error
     except FileError:
         raise
     except OSError as error:
