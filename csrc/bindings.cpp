@@ -1,11 +1,13 @@
 // Every function of pyuniversal._C. What an argument must be is checked where it is used, by csrc/cpu/<op>.cpp.
 #include <pybind11/stl.h>
 
+#include "cpu/isa.h"
 #include "dlpack.h"
 
 namespace pyuniversal::cpu {
 void histogram_(const Tensor& counts, const Tensor& x, const Tensor& edges, int threads);
 void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads);
+void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, int threads);
 void quantize(const Tensor& data, const Tensor& rounding, const Tensor& x, const Tensor& centre, const Tensor& inverse, const Tensor& token_key,
               const Tensor& neuron_key, int threads);
 }  // namespace pyuniversal::cpu
@@ -15,14 +17,17 @@ PYBIND11_MODULE(_C, module) {
     using namespace pyuniversal;
     using without_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
-    module.doc() = "Compiled ops: histogram_, moments_, quantize. Contracts: pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack.";
+    module.doc() = "Compiled ops: histogram_, moments_, product_, quantize. Contracts: pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack.";
 #ifdef PYUNIVERSAL_HAS_CUDA
     module.attr("has_cuda") = true;
 #else
     module.attr("has_cuda") = false;
 #endif
+    module.def("instruction_set", &cpu::instruction_set, "the one that ops on the CPU use: the best, or what PYUNIVERSAL_ISA names");
+    module.def("instruction_sets", &cpu::instruction_sets, "all that this CPU has, the best last");
     module.def("histogram_", &cpu::histogram_, "counts"_a, "x"_a, "edges"_a, "threads"_a, without_gil(), "counts[n, #{edges < x[t, n]}] += 1");
     module.def("moments_", &cpu::moments_, "state"_a, "x"_a, "ends"_a, "threads"_a, without_gil(), "merge the moments of x[:end] for each end");
+    module.def("product_", &cpu::product_, "total"_a, "x"_a, "y"_a, "x_scale"_a, "y_scale"_a, "threads"_a, without_gil(), "total += scaled x y^T");
     module.def("quantize", &cpu::quantize, "data"_a, "rounding"_a, "x"_a, "centre"_a, "inverse"_a, "token_key"_a, "neuron_key"_a, "threads"_a, without_gil(),
-               "data[n, t] = floor((x[t, n] - centre[n]) * inverse[n] + dither), rounding[n] = sum of f (1 - f)");
+               "q[t, n] = floor((x[t, n] - centre[n]) * inverse[n] + dither), rounding[n] = sum of f (1 - f)");
 }

@@ -16,6 +16,7 @@ for variable, value in {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THR
     os.environ.setdefault(variable, value)
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+ISAS = ("generic", "avx2", "avx512f", "avx512vnni")
 LENSES = (3, 4)
 
 # The same examples each time, no time limit (machines are shared) and no folder of examples in the clone.
@@ -29,6 +30,7 @@ class Backend:
 
     name: str
     on_cuda: bool = False  # the reference, which runs anywhere, on tensors of a GPU
+    isa: str = ""  # the instruction set of the backend cpu
 
     @property
     def device(self) -> str:
@@ -43,17 +45,25 @@ class Backend:
         return op(*arguments, backend=self.name, **options)
 
 
-@pytest.fixture(params=[*BACKENDS, "reference on cuda"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every backend in turn. Usage, in a test of an op:
+@pytest.fixture(params=["reference", *(f"cpu {isa}" for isa in ISAS), "triton", "cuda", "reference on cuda"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Every backend in turn, the compiled one once for each instruction set. Usage, in a test of an op:
 
         def test_mean(backend):
             x = torch.ones(4, 3, device=backend.device)
             backend.run(moments_, state, x, [4])
 
-    A test that needs one backend only says `@pytest.mark.backend("triton")`. `pytest --require-backend NAME` turns a skip of either kind into a failure.
+    A test that needs one backend only says `@pytest.mark.backend("triton")`. `pytest --require-backend NAME` turns a skip of either kind into a failure;
+    `--require-backend cpu` asks for the instruction set that every CPU has.
     """
-    chosen = Backend(request.param.split()[0], on_cuda=request.param.endswith("on cuda"))
+    name, _, kind = request.param.partition(" ")
+    chosen = Backend(name, on_cuda=kind == "on cuda", isa=kind if name == "cpu" else "")
+    if chosen.isa:
+        from pyuniversal import _C
+
+        if chosen.isa not in _C.instruction_sets():
+            pytest.skip(f"cpu: this machine or this build has no {chosen.isa}")
+        monkeypatch.setenv("PYUNIVERSAL_ISA", chosen.isa)
     if chosen.device == "cuda":
         import torch
 
@@ -72,7 +82,7 @@ def needs(item: pytest.Item) -> set[str]:
     callspec = getattr(item, "callspec", None)
     backends = {marker.args[0] for marker in item.iter_markers("backend")}
     if callspec is not None and "backend" in callspec.params:
-        backends |= {callspec.params["backend"]} & {*BACKENDS}
+        backends |= {callspec.params["backend"].removesuffix(" generic")} & {*BACKENDS}
     lenses = {marker.args[0] for marker in item.iter_markers("lens")}
     return {f"--require-backend {name}" for name in backends} | {f"--require-lens {major}" for major in lenses}
 

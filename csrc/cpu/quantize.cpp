@@ -1,34 +1,66 @@
 // Activations of a chunk to int8, rounded stochastically: q = floor(fma(x - centre, 1 / scale, u)), with u from the hash of pyuniversal/ops/_dither.py.
-// float32 arithmetic to the bit, on any machine: the product is exact in double, the sum is rounded to odd, so that rounding it again to float is exact.
-#include <cmath>
-
-#include "../tensor.h"
-#include "threads.h"
+// float32 arithmetic to the bit, on any machine.
+#include "isa.h"
+#include "panels.h"
 #include "tile.h"
 
 namespace pyuniversal::cpu {
+
+struct QuantizeWork {
+    Activations x;
+    const float *centre, *inverse;  // [neurons]
+    const uint32_t *token_key, *neuron_key;
+    int8_t* data;      // [panels, groups, 16, 4]
+    double* rounding;  // [neurons]
+};
+
+constexpr int64_t kQuantizeWidth = 64;  // neurons of a tile, a multiple of a panel's
+
+PYUNIVERSAL_KERNEL(quantize, QuantizeWork)
+
+namespace PYUNIVERSAL_ISA {
 namespace {
 
 constexpr int64_t kRows = 128;  // tokens of a tile. Part of the result: it fixes the order of the sums of `rounding`
-constexpr int64_t kWidth = 64;  // neurons of a tile
+constexpr int64_t kWidth = kQuantizeWidth;
+constexpr int kHalves = 2;  // a vector of floats is two of doubles
 
-inline uint32_t lowbias32(uint32_t h) {
+PYUNIVERSAL_INLINE Words lowbias32(Words h) {
     h = (h ^ (h >> 16)) * 0x7feb352du;
     h = (h ^ (h >> 15)) * 0x846ca68bu;
     return h ^ (h >> 16);
 }
 
-// float(product + u) with a single rounding.
-inline float add_once(double product, double u) {
-    const double sum = product + u, back = sum - product;
-    const double error = (product - (sum - back)) + (u - back);  // TwoSum (Knuth): sum + error is exact
-    int64_t bits;
-    std::memcpy(&bits, &sum, sizeof bits);
-    const int64_t towards = (error > 0) == (sum > 0) ? 1 : -1;
-    bits += (error != 0 && (bits & 1) == 0) ? towards : 0;
-    double odd;
-    std::memcpy(&odd, &bits, sizeof odd);
-    return static_cast<float>(odd);
+// a b + c with a single rounding.
+PYUNIVERSAL_INLINE Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Floats>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+    return reinterpret_cast<Floats>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+    // The product is exact in double; the sum is rounded to odd, so that rounding it again to float is exact.
+    Floats result;
+    for (int64_t i = 0; i < kFloats; ++i) {
+        const double product = static_cast<double>(a[i]) * static_cast<double>(b[i]), u = static_cast<double>(c[i]);
+        const double sum = product + u, back = sum - product;
+        const double error = (product - (sum - back)) + (u - back);  // TwoSum (Knuth): sum + error is exact
+        int64_t bits;
+        std::memcpy(&bits, &sum, sizeof bits);
+        const int64_t towards = (error > 0) == (sum > 0) ? 1 : -1;
+        bits += (error != 0 && (bits & 1) == 0) ? towards : 0;
+        double odd;
+        std::memcpy(&odd, &bits, sizeof odd);
+        result[i] = static_cast<float>(odd);
+    }
+    return result;
+#endif
+}
+
+// f (1 - f), f the fractional part of centred * inverse. With d the distance to the nearest integer it is |d| - d^2. |centred * inverse| < 2^51.
+PYUNIVERSAL_INLINE Doubles variance(Doubles centred, Doubles inverse) {
+    const Doubles y = centred * inverse;  // exact
+    const Doubles d = y - ((y + 0x1.8p52) - 0x1.8p52);
+    return (d < 0 ? -d : d) - d * d;
 }
 
 struct Columns {
@@ -37,28 +69,69 @@ struct Columns {
     alignas(64) double rounding[kWidth];
 };
 
-// q[row][neuron] of a tile, and the sums over its rows of f (1 - f), f the fractional part of (x - centre) / scale.
-void round_tile(const float* tile, int64_t rows, const int32_t* token_key, Columns& columns, int8_t* q) {
-    alignas(64) double sums[kWidth] = {};
-    for (int64_t row = 0; row < rows; ++row) {
-        const uint32_t token = static_cast<uint32_t>(token_key[row]);
-        const float* x = tile + row * kWidth;
-        alignas(64) float u[kWidth];
-        for (int64_t i = 0; i < kWidth; ++i) u[i] = static_cast<float>(static_cast<int32_t>(lowbias32(token ^ columns.key[i]) >> 8)) * 0x1p-24f;
-        for (int64_t i = 0; i < kWidth; ++i) {
-            const float centred = x[i] - columns.centre[i];
-            const double y = static_cast<double>(centred) * static_cast<double>(columns.inverse[i]);
-            const float shifted = add_once(y, static_cast<double>(u[i]));
+// q of `rows` tokens of kFloats neurons from the lane `at` on to `to`, where `groups` apart; the sums of f (1 - f) to columns.rounding.
+PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint32_t* token_key, Columns& columns, int64_t at, int8_t* to) {
+    const Floats centre = load<Floats>(columns.centre + at), inverse = load<Floats>(columns.inverse + at);
+    const Words key = load<Words>(columns.key + at);
+    Doubles sums[kHalves] = {}, wide[kHalves];
+    for (int half = 0; half < kHalves; ++half) wide[half] = load_doubles(columns.inverse + at + half * kDoubles);
+    for (int64_t row = 0; row < rows; row += kGroup) {
+        Words packed = {};
+        const int64_t tokens = rows - row < kGroup ? rows - row : kGroup;
+        for (int64_t token = 0; token < tokens; ++token) {
+            const Floats centred = load<Floats>(tile + (row + token) * kWidth + at) - centre;
+            const Words h = lowbias32(token_key[row + token] ^ key) >> 8;
+            const Floats u = __builtin_convertvector(reinterpret_cast<Ints>(h), Floats) * 0x1p-24f;
+            const Floats shifted = fused(centred, inverse, u);
             // |shifted| < 128: truncation to int, less one where it rounded up, is floor.
-            const int32_t whole = static_cast<int32_t>(shifted);
-            q[row * kWidth + i] = static_cast<int8_t>(whole - (static_cast<float>(whole) > shifted));
-            const int32_t below = static_cast<int32_t>(y);
-            const double fraction = y - static_cast<double>(below - (static_cast<double>(below) > y));
-            sums[i] += fraction * (1 - fraction);
+            const Ints whole = __builtin_convertvector(shifted, Ints);
+            const Ints q = whole + (__builtin_convertvector(whole, Floats) > shifted);
+            packed |= (reinterpret_cast<Words>(q) & 0xffu) << static_cast<uint32_t>(8 * token);
+            float spilled[kFloats];
+            store(spilled, centred);
+            for (int half = 0; half < kHalves; ++half) sums[half] += variance(load_doubles(spilled + half * kDoubles), wide[half]);
         }
+        store(to + row / kGroup * kPanel * kGroup, packed);
     }
-    for (int64_t i = 0; i < kWidth; ++i) columns.rounding[i] += sums[i];
+    for (int half = 0; half < kHalves; ++half) {
+        double* rounding = columns.rounding + at + half * kDoubles;
+        store(rounding, load<Doubles>(rounding) + sums[half]);
+    }
 }
+
+}  // namespace
+
+void quantize(const QuantizeWork& work, int64_t first_block, int64_t last_block) {
+    alignas(64) float tile[kRows * kWidth];
+    const int64_t neurons = work.x.neurons, tokens = work.x.tokens, groups = divide_up(tokens, kGroup);
+    for (int64_t block = first_block; block < last_block; ++block) {
+        const int64_t neuron = block * kWidth, width = neurons - neuron < kWidth ? neurons - neuron : kWidth;
+        Columns columns = {};
+        for (int64_t i = 0; i < width; ++i) {
+            columns.centre[i] = work.centre[neuron + i];
+            columns.inverse[i] = work.inverse[neuron + i];
+            columns.key[i] = work.neuron_key[neuron + i];
+        }
+        for (int64_t token = 0; token < tokens; token += kRows) {
+            const int64_t rows = tokens - token < kRows ? tokens - token : kRows;
+            load_tile<kWidth>(tile, work.x, token, neuron, rows, width);
+            for (int64_t at = 0; at < divide_up(width, kPanel) * kPanel; at += kFloats) {
+                int8_t* to = work.data + (((neuron + at) / kPanel * groups + token / kGroup) * kPanel + at % kPanel) * kGroup;
+                round_lanes(tile, rows, work.token_key + token, columns, at, to);
+            }
+        }
+        for (int64_t i = 0; i < width; ++i) work.rounding[neuron + i] = columns.rounding[i];
+    }
+}
+
+}  // namespace PYUNIVERSAL_ISA
+}  // namespace pyuniversal::cpu
+
+#ifdef PYUNIVERSAL_BORDER
+#include "threads.h"
+
+namespace pyuniversal::cpu {
+namespace {
 
 void check_vector(const Tensor& vector, const std::string& name, const char* dtype, const char* length, int64_t expected) {
     check(vector, "quantize: " + name, "cpu", {dtype}, {length}, Layout::contiguous);
@@ -67,44 +140,29 @@ void check_vector(const Tensor& vector, const std::string& name, const char* dty
 
 }  // namespace
 
-// x [tokens, neurons]; data int8 [neurons, tokens]; rounding float64 [neurons] becomes the sum over tokens of f (1 - f).
+// x [tokens, neurons]; data int8 [neurons / 16, tokens / 4, 16, 4], both rounded up; rounding float64 [neurons] becomes the sum over tokens of f (1 - f).
 void quantize(const Tensor& data, const Tensor& rounding, const Tensor& x, const Tensor& centre, const Tensor& inverse, const Tensor& token_key,
               const Tensor& neuron_key, int threads) {
-    check_activations(x, "quantize: x");
-    check(data, "quantize: data", "cpu", {"int8"}, {"neurons", "tokens"}, Layout::contiguous);
-    const int64_t tokens = x.size(0), neurons = x.size(1);
-    check_equal(data.size(0), "quantize: the rows of data", neurons, "the neurons of x");
-    check_equal(data.size(1), "quantize: the columns of data", tokens, "the tokens of x");
-    check_vector(rounding, "rounding", "float64", "neurons", neurons);
-    check_vector(centre, "centre", "float32", "neurons", neurons);
-    check_vector(inverse, "inverse", "float32", "neurons", neurons);
-    check_vector(token_key, "token_key", "int32", "tokens", tokens);
-    check_vector(neuron_key, "neuron_key", "int32", "neurons", neurons);
+    const Activations view = activations(x, "quantize: x");
+    check_panels(data, "quantize: data");
+    check_equal(data.size(0), "quantize: the panels of data", divide_up(view.neurons, kPanel), "a sixteenth of the neurons of x, rounded up");
+    check_equal(data.size(1), "quantize: the groups of data", divide_up(view.tokens, kGroup), "a fourth of the tokens of x, rounded up");
+    check_vector(rounding, "rounding", "float64", "neurons", view.neurons);
+    check_vector(centre, "centre", "float32", "neurons", view.neurons);
+    check_vector(inverse, "inverse", "float32", "neurons", view.neurons);
+    check_vector(token_key, "token_key", "int32", "tokens", view.tokens);
+    check_vector(neuron_key, "neuron_key", "int32", "neurons", view.neurons);
     check_threads(threads, "quantize");
-
-    split((neurons + kWidth - 1) / kWidth, threads, [&](int64_t first_block, int64_t last_block) {
-        alignas(64) float tile[kRows * kWidth];
-        alignas(64) int8_t q[kRows * kWidth];
-        for (int64_t block = first_block; block < last_block; ++block) {
-            const int64_t neuron = block * kWidth, width = std::min(kWidth, neurons - neuron);
-            Columns columns = {};
-            for (int64_t i = 0; i < width; ++i) {
-                columns.centre[i] = centre.data<const float>()[neuron + i];
-                columns.inverse[i] = inverse.data<const float>()[neuron + i];
-                columns.key[i] = static_cast<uint32_t>(neuron_key.data<const int32_t>()[neuron + i]);
-            }
-            for (int64_t token = 0; token < tokens; token += kRows) {
-                const int64_t rows = std::min(kRows, tokens - token);
-                load_tile<kWidth>(tile, x, token, neuron, rows, width);
-                round_tile(tile, rows, token_key.data<const int32_t>() + token, columns, q);
-                for (int64_t i = 0; i < width; ++i) {
-                    int8_t* to = data.data<int8_t>() + (neuron + i) * tokens + token;
-                    for (int64_t row = 0; row < rows; ++row) to[row] = q[row * kWidth + i];
-                }
-            }
-            for (int64_t i = 0; i < width; ++i) rounding.data<double>()[neuron + i] = columns.rounding[i];
-        }
-    });
+    const QuantizeWork work{view,
+                            centre.data<const float>(),
+                            inverse.data<const float>(),
+                            token_key.data<const uint32_t>(),
+                            neuron_key.data<const uint32_t>(),
+                            data.data<int8_t>(),
+                            rounding.data<double>()};
+    auto kernel = PYUNIVERSAL_PICK(quantize);
+    split(divide_up(view.neurons, kQuantizeWidth), threads, [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
 }
 
 }  // namespace pyuniversal::cpu
+#endif

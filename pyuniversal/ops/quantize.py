@@ -27,6 +27,7 @@ from ._op import FLOATING, Op, describe, require, require_device
 PRECISIONS = ("int8", "bf16", "float32", "float64")
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 STEPS = 126.5
+PANEL, GROUP = 16, 4  # neurons and tokens that lie together in panels
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Packed:
     scale           float32 [neurons]; ones unless int8
     centre          float32 [neurons]
     added_variance  float64 [neurons]: mean over the tokens of the variance that the rounding added; zeros unless int8
-    layout          "neurons,tokens" (int8) or "tokens,neurons"
+    layout          of data: "tokens,neurons"; "neurons,tokens" (int8); or "panels" (int8 on a CPU): [neurons / 16, tokens / 4, 16, 4], both rounded up, so that
+                    64 neighbouring bytes are four tokens of sixteen neurons; tokens beyond the last are 0, neurons beyond the last anything
     precision       one of PRECISIONS
     """
 
@@ -51,16 +53,17 @@ class Packed:
     tokens: int
 
     def columns(self, start: int, end: int) -> Packed:
-        """The neurons [start, end) alone; views, no copy."""
-        data = self.data[start:end] if self.layout == "neurons,tokens" else self.data[:, start:end]
+        """The neurons [start, end) alone; views, no copy, but for panels that are cut in two."""
+        if self.layout == "panels" and start % PANEL:
+            return in_panels(replace(self, data=unpack(self).T, layout="neurons,tokens").columns(start, end))
         part = slice(start, end)
         return replace(
             self,
-            data=data,
+            data={"panels": self.data[start // PANEL : -(-end // PANEL)], "neurons,tokens": self.data[part], "tokens,neurons": self.data[:, part]}[self.layout],
             scale=self.scale[part],
             centre=self.centre[part],
             added_variance=self.added_variance[part],
-            neurons=data.shape[self.layout != "neurons,tokens"],
+            neurons=end - start,
         )
 
 
@@ -106,7 +109,7 @@ def reference(x: Tensor, centre: Tensor, absmax: Tensor, token_key: Tensor, neur
         y = centred.double() * inverse.double()
         fraction = y - y.floor()
         rounding += (fraction * (1 - fraction)).sum(0)
-    return packed_int8(data, scale, centre, rounding)
+    return packed_int8(data, scale, centre, rounding, "neurons,tokens", neurons, tokens)
 
 
 def scales(absmax: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,11 +120,25 @@ def scales(absmax: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(usable, scale, zero), torch.where(usable, 1 / scale, zero)
 
 
-def packed_int8(data: Tensor, scale: Tensor, centre: Tensor, rounding: Tensor) -> Packed:
-    """`Packed` of int8 [neurons, tokens], rounding = sum over tokens of f (1 - f)."""
-    neurons, tokens = data.shape
+def packed_int8(data: Tensor, scale: Tensor, centre: Tensor, rounding: Tensor, layout: str, neurons: int, tokens: int) -> Packed:
+    """`Packed` of int8 data, rounding = sum over tokens of f (1 - f)."""
     added = scale.double() ** 2 * rounding / max(tokens, 1)
-    return Packed(data, scale, centre, added, "neurons,tokens", "int8", neurons, tokens)
+    return Packed(data, scale, centre, added, layout, "int8", neurons, tokens)
+
+
+def empty_panels(neurons: int, tokens: int) -> Tensor:
+    """Uninitialised data of the layout "panels"."""
+    return torch.empty(-(-neurons // PANEL), -(-tokens // GROUP), PANEL, GROUP, dtype=torch.int8)
+
+
+def in_panels(packed: Packed) -> Packed:
+    """The same int8 operand in the layout "panels"; itself where it is so already."""
+    if packed.layout == "panels":
+        return packed
+    panels, groups = -(-packed.neurons // PANEL), -(-packed.tokens // GROUP)
+    padded = torch.zeros(panels * PANEL, groups * GROUP, dtype=torch.int8)
+    padded[: packed.neurons, : packed.tokens] = unpack(packed).T
+    return replace(packed, data=padded.view(panels, PANEL, groups, GROUP).transpose(1, 2).contiguous(), layout="panels")
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -138,6 +155,9 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 def unpack(packed: Packed) -> Tensor:
     """The operand as [tokens, neurons], whatever the layout: int8 for int8, else the operand's dtype."""
+    if packed.layout == "panels":
+        panels, groups, _, _ = packed.data.shape
+        return packed.data.permute(1, 3, 0, 2).reshape(groups * GROUP, panels * PANEL)[: packed.tokens, : packed.neurons]
     return packed.data.T if packed.layout == "neurons,tokens" else packed.data
 
 
