@@ -16,89 +16,135 @@ struct MomentsWork {
 
 enum Field { COUNT, MEAN, M2, M3, M4, POSITIVE, MINIMUM, MAXIMUM, FIELDS };
 
-constexpr int64_t kMomentsRows = 128;  // tokens of a tile. Part of the result: it fixes the order of the additions
-constexpr int64_t kMomentsWidth = 64;  // neurons of a tile: 128 x 64 floats are 32 KiB, which stays in L1
+constexpr int64_t kMomentsWidth = 64;  // neurons that one thread takes at a time
 
 PYUNIVERSAL_KERNEL(moments, MomentsWork)
 
 namespace PYUNIVERSAL_ISA {
 namespace {
 
-constexpr int64_t kRows = kMomentsRows, kWidth = kMomentsWidth;
+// A tile of 128 x 64 floats is 32 KiB, which stays in L1. Its rows are part of the result: they fix the order of the additions.
+constexpr int64_t kRows = kTileRows, kWidth = kTileWidth;
 constexpr int kHalves = 2;  // a vector of floats is two of doubles
 
 using Lanes = double[kWidth];
 
-// Fields that comparisons give, and the mean, of kFloats neurons.
-PYUNIVERSAL_INLINE void first_look(const float* tile, int64_t rows, Lanes* out, int64_t at) {
-    Floats low = load<Floats>(tile + at), high = low;
-    Ints positive = {};
-    Doubles sum[kHalves] = {};
+// A tile of `rows` tokens, reduced. Its sums are about `centre`, a float near the mean: exact to subtract in double, and cheap to find.
+struct Reduced {
+    alignas(64) float centre[kWidth], low[kWidth], high[kWidth];
+    alignas(64) int32_t positive[kWidth];
+    alignas(64) double sum[kWidth], sum2[kWidth], sum3[kWidth], sum4[kWidth];
+};
+
+// Centre and what comparisons give, of Vectors * kFloats neurons from the lane `at` on.
+template <int Vectors> PYUNIVERSAL_INLINE void first_look(const float* tile, int64_t rows, Reduced& out, int64_t at) {
+    Floats low[Vectors], high[Vectors], sum[Vectors] = {};
+    Ints positive[Vectors] = {};
+    for (int v = 0; v < Vectors; ++v) low[v] = high[v] = load<Floats>(tile + at + v * kFloats);
     for (int64_t row = 0; row < rows; ++row) {
-        const float* from = tile + row * kWidth + at;
-        const Floats x = load<Floats>(from);
-        low = smaller(x, low);
-        high = larger(x, high);
-        positive -= x > 0;  // a comparison is -1 where it holds
-        for (int half = 0; half < kHalves; ++half) sum[half] += load_doubles(from + half * kDoubles);
-    }
-    float lows[kFloats], highs[kFloats], any[kFloats];
-    int32_t positives[kFloats];
-    store(lows, low);
-    store(highs, high);
-    store(positives, positive);
-    double sums[kFloats];
-    for (int half = 0; half < kHalves; ++half) store(sums + half * kDoubles, sum[half]);
-    for (int64_t i = 0; i < kFloats; ++i) {
-        out[COUNT][at + i] = static_cast<double>(rows);
-        out[MEAN][at + i] = sums[i] / static_cast<double>(rows);
-        out[POSITIVE][at + i] = positives[i];
-        out[MINIMUM][at + i] = lows[i];
-        out[MAXIMUM][at + i] = highs[i];
-        any[i] = 0;
-        // The comparisons above drop NaN. A NaN shows in the sum; so do opposite infinities, hence the second look.
-        if (sums[i] == sums[i]) continue;
-        for (int64_t row = 0; row < rows; ++row) {
-            const float x = tile[row * kWidth + at + i];
-            if (x != x) any[i] = x;
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            const Floats x = load<Floats>(tile + row * kWidth + at + v * kFloats);
+            low[v] = smaller(x, low[v]);
+            high[v] = larger(x, high[v]);
+            positive[v] -= x > 0;  // a comparison is -1 where it holds
+            sum[v] += x;
         }
-        if (any[i] != any[i]) out[MINIMUM][at + i] = out[MAXIMUM][at + i] = any[i];
+    }
+    for (int v = 0; v < Vectors; ++v) {
+        const int64_t lane = at + v * kFloats;
+        store(out.centre + lane, sum[v] * (1.0f / static_cast<float>(rows)));
+        store(out.low + lane, low[v]);
+        store(out.high + lane, high[v]);
+        store(out.positive + lane, positive[v]);
     }
 }
 
-// Central sums of kFloats neurons about the means in `out`.
-PYUNIVERSAL_INLINE void second_look(const float* tile, int64_t rows, Lanes* out, int64_t at) {
-    Doubles mean[kHalves], sum2[kHalves] = {}, sum3[kHalves] = {}, sum4[kHalves] = {};
-    for (int half = 0; half < kHalves; ++half) mean[half] = load<Doubles>(out[MEAN] + at + half * kDoubles);
+// Sums of powers of x - centre, of kFloats neurons from the lane `at` on.
+PYUNIVERSAL_INLINE void second_look(const float* tile, int64_t rows, Reduced& out, int64_t at, const Ahead& ahead) {
+    Doubles centre[kHalves], sum[kHalves] = {}, sum2[kHalves] = {}, sum3[kHalves] = {}, sum4[kHalves] = {};
+#pragma GCC unroll 2
+    for (int half = 0; half < kHalves; ++half) centre[half] = load_doubles(out.centre + at + half * kDoubles);
     for (int64_t row = 0; row < rows; ++row) {
+        ahead.fetch(at / kFloats * kRows + row);
+#pragma GCC unroll 2
         for (int half = 0; half < kHalves; ++half) {
-            const Doubles d = load_doubles(tile + row * kWidth + at + half * kDoubles) - mean[half], square = d * d;
+            const Doubles d = load_doubles(tile + row * kWidth + at + half * kDoubles) - centre[half], square = d * d;
+            sum[half] += d;
             sum2[half] += square;
-            sum3[half] += square * d;
-            sum4[half] += square * square;
+            sum3[half] = multiply_add(square, d, sum3[half]);
+            sum4[half] = multiply_add(square, square, sum4[half]);
         }
     }
+#pragma GCC unroll 2
     for (int half = 0; half < kHalves; ++half) {
-        store(out[M2] + at + half * kDoubles, sum2[half]);
-        store(out[M3] + at + half * kDoubles, sum3[half]);
-        store(out[M4] + at + half * kDoubles, sum4[half]);
+        const int64_t lane = at + half * kDoubles;
+        store(out.sum + lane, sum[half]);
+        store(out.sum2 + lane, sum2[half]);
+        store(out.sum3 + lane, sum3[half]);
+        store(out.sum4 + lane, sum4[half]);
     }
 }
 
-// a += b, field by field; field f of neuron i stands at [f * stride + i]. `b` is not empty, `a` may be.
-void merge(double* a, int64_t a_stride, const double* b, int64_t b_stride, int64_t width) {
+// The float sum of finite values may overflow, and NaN is lost in comparisons: both leave a centre that is not finite.
+void repair(const float* tile, int64_t rows, Reduced& out, int64_t lane) {
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float x = tile[row * kWidth + lane];
+        sum += static_cast<double>(x);
+        if (x != x) out.low[lane] = out.high[lane] = x;
+    }
+    out.centre[lane] = static_cast<float>(sum / static_cast<double>(rows));
+}
+
+// The moments of a tile from its sums, field by field.
+PYUNIVERSAL_INLINE void moments_of(const Reduced& from, int64_t rows, Lanes* out) {
+    const double n = static_cast<double>(rows), inverse = 1 / n;
+    for (int64_t i = 0; i < kWidth; ++i) {
+        const double shift = from.sum[i] * inverse, shift2 = shift * shift, sum2 = from.sum2[i], sum3 = from.sum3[i];
+        const bool constant = from.low[i] == from.high[i];  // exactly 0, which rounding might miss
+        out[COUNT][i] = n;
+        out[MEAN][i] = constant ? static_cast<double>(from.low[i]) : static_cast<double>(from.centre[i]) + shift;
+        out[M2][i] = constant ? 0 : sum2 - n * shift2;
+        out[M3][i] = constant ? 0 : sum3 - 3 * shift * sum2 + 2 * n * shift2 * shift;
+        out[M4][i] = constant ? 0 : from.sum4[i] - 4 * shift * sum3 + 6 * shift2 * sum2 - 3 * n * shift2 * shift2;
+        out[POSITIVE][i] = from.positive[i];
+        out[MINIMUM][i] = static_cast<double>(from.low[i]);
+        out[MAXIMUM][i] = static_cast<double>(from.high[i]);
+    }
+}
+
+void reduce(const float* tile, int64_t rows, Lanes* fields, const Ahead& ahead) {
+    Reduced reduced;
+    constexpr int kAtOnce = kBytes == 64 ? 4 : 2;
+    for (int64_t at = 0; at < kWidth; at += kAtOnce * kFloats) first_look<kAtOnce>(tile, rows, reduced, at);
+    int bad = 0;
+    for (int64_t i = 0; i < kWidth; ++i) bad += !(reduced.centre[i] - reduced.centre[i] == 0);
+    for (int64_t i = 0; bad && i < kWidth; ++i) {
+        if (!(reduced.centre[i] - reduced.centre[i] == 0)) repair(tile, rows, reduced, i);
+    }
+    for (int64_t at = 0; at < kWidth; at += kFloats) second_look(tile, rows, reduced, at, ahead);
+    moments_of(reduced, rows, fields);
+}
+
+// a += b, field by field; field f of neuron i stands at [f * stride + i]. `b` is not empty, `a` may be. Where all neurons have the same counts, they are
+// divided once.
+template <bool Uniform> PYUNIVERSAL_INLINE void merge(double* __restrict a, int64_t a_stride, const double* __restrict b, int64_t b_stride, int64_t width) {
+    const double of_a = a[COUNT * a_stride], of_b = b[COUNT * b_stride];
+    const double share_a = of_a / (of_a + of_b), share_b = of_b / (of_a + of_b);
     for (int64_t i = 0; i < width; ++i) {
         auto at = [&](Field field) -> double& { return a[field * a_stride + i]; };
         auto bt = [&](Field field) { return b[field * b_stride + i]; };
-        const double n = at(COUNT) + bt(COUNT), wa = at(COUNT) / n, wb = bt(COUNT) / n;
+        const double na = Uniform ? of_a : at(COUNT), nb = Uniform ? of_b : bt(COUNT);
+        const double wa = Uniform ? share_a : na / (na + nb), wb = Uniform ? share_b : nb / (na + nb);
         const double delta = bt(MEAN) - at(MEAN), delta2 = delta * delta;
-        const double between = delta2 * at(COUNT) * wb;  // M2 of the two means
+        const double between = delta2 * na * wb;  // M2 of the two means
         at(M4) += bt(M4) + between * delta2 * (wa * wa - wa * wb + wb * wb) + 6 * delta2 * (wa * wa * bt(M2) + wb * wb * at(M2)) +
                   4 * delta * (wa * bt(M3) - wb * at(M3));
         at(M3) += bt(M3) + between * delta * (wa - wb) + 3 * delta * (wa * bt(M2) - wb * at(M2));
         at(M2) += bt(M2) + between;
         at(MEAN) += delta * wb;
-        at(COUNT) = n;
+        at(COUNT) = na + nb;
         at(POSITIVE) += bt(POSITIVE);
         // Both keep a NaN, whichever side it is on.
         const double low = bt(MINIMUM), high = bt(MAXIMUM);
@@ -118,28 +164,21 @@ void clear(double* fields, int64_t stride, int64_t width) {
 }  // namespace
 
 void moments(const MomentsWork& work, int64_t first_block, int64_t last_block) {
-    alignas(64) float tile[kRows * kWidth];
     alignas(64) Lanes fields[FIELDS];
     const int64_t neurons = work.x.neurons, first = first_block * kWidth, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
     for (int64_t set = 0, begin = 0; set < work.sets; begin = work.ends[set++]) {
         const int64_t end = work.ends[set];
         if (begin == end) continue;
         clear(work.segment + first, neurons, last - first);
-        // Tokens outside, neurons inside: the pages of 128 rows are visited together.
-        for (int64_t token = begin; token < end; token += kRows) {
-            const int64_t rows = end - token < kRows ? end - token : kRows;
-            for (int64_t neuron = first; neuron < last; neuron += kWidth) {
-                const int64_t width = last - neuron < kWidth ? last - neuron : kWidth;
-                load_tile<kWidth>(tile, work.x, token, neuron, rows, width);
-                for (int64_t at = 0; at < width; at += kFloats) {
-                    first_look(tile, rows, fields, at);
-                    second_look(tile, rows, fields, at);
-                }
-                merge(work.segment + neuron, neurons, fields[0], kWidth, width);
+        for (Tiles tiles(work.x, first, last, begin, end); tiles.next();) {
+            for (int64_t at = 0; at < tiles.width; at += kWidth) {
+                reduce(tiles.tile(at / kWidth), tiles.rows, fields, tiles.ahead());
+                tiles.load();
+                merge<true>(work.segment + tiles.neuron + at, neurons, fields[0], kWidth, tiles.width - at < kWidth ? tiles.width - at : kWidth);
             }
         }
         for (int64_t later = set; later < work.sets; ++later) {
-            merge(work.state + later * FIELDS * neurons + first, neurons, work.segment + first, neurons, last - first);
+            merge<false>(work.state + later * FIELDS * neurons + first, neurons, work.segment + first, neurons, last - first);
         }
     }
 }

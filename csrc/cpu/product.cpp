@@ -51,7 +51,8 @@ PYUNIVERSAL_INLINE void start(int32_t* sums, const ProductWork& work, int64_t ro
 PYUNIVERSAL_INLINE const Operand* widen(Operand*, const ProductWork&, int64_t, int64_t, int64_t, int64_t) { return nullptr; }
 
 // sums[8 rows][Vectors * 16] += x y^T over `groups` groups of tokens. x points into a panel, at its first or ninth neuron; panels of y are `panel` bytes apart.
-template <int Vectors> void multiply(int32_t* sums, const int8_t* x, const int8_t* y, int64_t panel, int64_t groups) {
+// The instruction is written out since compilers copy the sums around the intrinsic, which takes half of the speed.
+template <int Vectors> __attribute__((noinline)) void multiply(int32_t* sums, const int8_t* x, const int8_t* y, int64_t panel, int64_t groups) {
     __m512i c[kTileRows][Vectors];
 #pragma GCC unroll 8
     for (int i = 0; i < kTileRows; ++i) {
@@ -66,7 +67,7 @@ template <int Vectors> void multiply(int32_t* sums, const int8_t* x, const int8_
             int32_t four;
             std::memcpy(&four, x + group * kLine + i * kGroup, sizeof four);
             const __m512i a = _mm512_set1_epi32(four);
-            for (int v = 0; v < Vectors; ++v) c[i][v] = _mm512_dpbusd_epi32(c[i][v], b[v], a);
+            for (int v = 0; v < Vectors; ++v) asm("vpdpbusd %2, %1, %0" : "+v"(c[i][v]) : "v"(b[v]), "v"(a));
         }
     }
 #pragma GCC unroll 8
@@ -113,6 +114,17 @@ PYUNIVERSAL_INLINE Ints add_pairs(Shorts a, Shorts b) {
 #endif
 }
 
+// Half a vector of bytes, widened; compilers do not find the instruction by themselves.
+PYUNIVERSAL_INLINE Shorts load_shorts(const int8_t* from) {
+#if defined(__AVX512BW__)
+    return reinterpret_cast<Shorts>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Shorts>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+    return __builtin_convertvector(load<Bytes>(from), Shorts);
+#endif
+}
+
 // The rows of a block as int16 [rows / kTileRows, groups, kTileRows, 4]: widened once, multiplied with every column.
 PYUNIVERSAL_INLINE const Operand* widen(Operand* buffer, const ProductWork& work, int64_t row, int64_t rows, int64_t group, int64_t groups) {
     for (int64_t i = 0; i < rows; ++i) {
@@ -132,7 +144,7 @@ PYUNIVERSAL_INLINE void multiply_tile(int32_t* sums, const ProductWork& work, co
     Ints c[kTileRows][kVectors] = {};
     for (int64_t g = 0; g < groups; ++g) {
         Shorts b[kVectors];
-        for (int v = 0; v < kVectors; ++v) b[v] = __builtin_convertvector(load<Bytes>(y + g * kLine + v * kLanes * kGroup), Shorts);
+        for (int v = 0; v < kVectors; ++v) b[v] = load_shorts(y + g * kLine + v * kLanes * kGroup);
 #pragma GCC unroll 8
         for (int i = 0; i < kTileRows; ++i) {
             const Longs four = load<int64_t>(x + (g * kTileRows + i) * kGroup) - Longs{};
@@ -151,6 +163,9 @@ PYUNIVERSAL_INLINE void multiply_tile(int32_t* sums, const ProductWork& work, co
 
 #endif
 
+// The first column of a block that is computed in this row: all, or from the diagonal on.
+PYUNIVERSAL_INLINE int64_t first(const ProductWork& work, int64_t row, int64_t column) { return work.symmetric && row > column ? row - column : 0; }
+
 // total[row:, column:] += scale_x scale_y sums.
 PYUNIVERSAL_INLINE void add(const ProductWork& work, const int32_t* sums, int64_t row, int64_t rows, int64_t column, int64_t columns) {
     for (int64_t i = 0; i < rows; ++i) {
@@ -158,15 +173,13 @@ PYUNIVERSAL_INLINE void add(const ProductWork& work, const int32_t* sums, int64_
         const float scale = work.x_scale[row + i];
         const float* scales = work.y_scale + column;
         const int32_t* from = sums + i * kBlockColumns;
-        if (!work.symmetric) {
-            for (int64_t j = 0; j < columns; ++j) to[j] += scale * scales[j] * static_cast<float>(from[j]);
-            continue;
-        }
-        for (int64_t j = row + i > column ? row + i - column : 0; j < columns; ++j) {
-            const float sum = scale * scales[j] * static_cast<float>(from[j]);
-            to[j] += sum;
-            if (column + j > row + i) work.total[(column + j) * work.stride + row + i] += sum;
-        }
+        for (int64_t j = first(work, row + i, column); j < columns; ++j) to[j] += scale * scales[j] * static_cast<float>(from[j]);
+    }
+    if (!work.symmetric) return;
+    for (int64_t j = 0; j < columns; ++j) {  // the same, transposed, but for the diagonal
+        float* to = work.total + (column + j) * work.stride + row;
+        const int64_t end = rows < column + j - row ? rows : column + j - row;
+        for (int64_t i = 0; i < end; ++i) to[i] += work.x_scale[row + i] * work.y_scale[column + j] * static_cast<float>(sums[i * kBlockColumns + j]);
     }
 }
 

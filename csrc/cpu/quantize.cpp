@@ -21,8 +21,8 @@ PYUNIVERSAL_KERNEL(quantize, QuantizeWork)
 namespace PYUNIVERSAL_ISA {
 namespace {
 
-constexpr int64_t kRows = 128;  // tokens of a tile. Part of the result: it fixes the order of the sums of `rounding`
-constexpr int64_t kWidth = kQuantizeWidth;
+constexpr int64_t kRows = kTileRows;  // part of the result: it fixes the order of the sums of `rounding`
+constexpr int64_t kWidth = kTileWidth;
 constexpr int kHalves = 2;  // a vector of floats is two of doubles
 
 PYUNIVERSAL_INLINE Words lowbias32(Words h) {
@@ -60,17 +60,17 @@ PYUNIVERSAL_INLINE Floats fused(Floats a, Floats b, Floats c) {
 PYUNIVERSAL_INLINE Doubles variance(Doubles centred, Doubles inverse) {
     const Doubles y = centred * inverse;  // exact
     const Doubles d = y - ((y + 0x1.8p52) - 0x1.8p52);
-    return (d < 0 ? -d : d) - d * d;
+    return absolute(d) - d * d;
 }
 
 struct Columns {
     alignas(64) float centre[kWidth], inverse[kWidth];
     alignas(64) uint32_t key[kWidth];
-    alignas(64) double rounding[kWidth];
+    alignas(64) double rounding[kWidth];  // sums of f (1 - f)
 };
 
-// q of `rows` tokens of kFloats neurons from the lane `at` on to `to`, where `groups` apart; the sums of f (1 - f) to columns.rounding.
-PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint32_t* token_key, Columns& columns, int64_t at, int8_t* to) {
+// q of `rows` tokens of the kFloats neurons from the lane `at` on to `to`, in the layout of panels.
+PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint32_t* token_key, Columns& columns, int64_t at, int8_t* to, const Ahead& ahead) {
     const Floats centre = load<Floats>(columns.centre + at), inverse = load<Floats>(columns.inverse + at);
     const Words key = load<Words>(columns.key + at);
     Doubles sums[kHalves] = {}, wide[kHalves];
@@ -79,6 +79,7 @@ PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint3
         Words packed = {};
         const int64_t tokens = rows - row < kGroup ? rows - row : kGroup;
         for (int64_t token = 0; token < tokens; ++token) {
+            ahead.fetch(at / kFloats * kRows + row + token);
             const Floats centred = load<Floats>(tile + (row + token) * kWidth + at) - centre;
             const Words h = lowbias32(token_key[row + token] ^ key) >> 8;
             const Floats u = __builtin_convertvector(reinterpret_cast<Ints>(h), Floats) * 0x1p-24f;
@@ -87,9 +88,7 @@ PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint3
             const Ints whole = __builtin_convertvector(shifted, Ints);
             const Ints q = whole + (__builtin_convertvector(whole, Floats) > shifted);
             packed |= (reinterpret_cast<Words>(q) & 0xffu) << static_cast<uint32_t>(8 * token);
-            float spilled[kFloats];
-            store(spilled, centred);
-            for (int half = 0; half < kHalves; ++half) sums[half] += variance(load_doubles(spilled + half * kDoubles), wide[half]);
+            for (int half = 0; half < kHalves; ++half) sums[half] += variance(half_of(centred, half), wide[half]);
         }
         store(to + row / kGroup * kPanel * kGroup, packed);
     }
@@ -102,25 +101,24 @@ PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint3
 }  // namespace
 
 void quantize(const QuantizeWork& work, int64_t first_block, int64_t last_block) {
-    alignas(64) float tile[kRows * kWidth];
-    const int64_t neurons = work.x.neurons, tokens = work.x.tokens, groups = divide_up(tokens, kGroup);
-    for (int64_t block = first_block; block < last_block; ++block) {
-        const int64_t neuron = block * kWidth, width = neurons - neuron < kWidth ? neurons - neuron : kWidth;
-        Columns columns = {};
-        for (int64_t i = 0; i < width; ++i) {
-            columns.centre[i] = work.centre[neuron + i];
-            columns.inverse[i] = work.inverse[neuron + i];
-            columns.key[i] = work.neuron_key[neuron + i];
-        }
-        for (int64_t token = 0; token < tokens; token += kRows) {
-            const int64_t rows = tokens - token < kRows ? tokens - token : kRows;
-            load_tile<kWidth>(tile, work.x, token, neuron, rows, width);
+    const int64_t neurons = work.x.neurons, groups = divide_up(work.x.tokens, kGroup);
+    const int64_t first = first_block * kWidth, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
+    for (int64_t neuron = first; neuron < last; ++neuron) work.rounding[neuron] = 0;
+    for (Tiles tiles(work.x, first, last, 0, work.x.tokens); tiles.next();) {
+        for (int64_t begin = 0; begin < tiles.width; begin += kWidth) {
+            const int64_t neuron = tiles.neuron + begin, width = tiles.width - begin < kWidth ? tiles.width - begin : kWidth;
+            Columns columns = {};
+            std::memcpy(columns.centre, work.centre + neuron, width * sizeof(float));
+            std::memcpy(columns.inverse, work.inverse + neuron, width * sizeof(float));
+            std::memcpy(columns.key, work.neuron_key + neuron, width * sizeof(uint32_t));
+            std::memcpy(columns.rounding, work.rounding + neuron, width * sizeof(double));
             for (int64_t at = 0; at < divide_up(width, kPanel) * kPanel; at += kFloats) {
-                int8_t* to = work.data + (((neuron + at) / kPanel * groups + token / kGroup) * kPanel + at % kPanel) * kGroup;
-                round_lanes(tile, rows, work.token_key + token, columns, at, to);
+                int8_t* to = work.data + (((neuron + at) / kPanel * groups + tiles.token / kGroup) * kPanel + at % kPanel) * kGroup;
+                round_lanes(tiles.tile(begin / kWidth), tiles.rows, work.token_key + tiles.token, columns, at, to, tiles.ahead());
             }
+            tiles.load();
+            std::memcpy(work.rounding + neuron, columns.rounding, width * sizeof(double));
         }
-        for (int64_t i = 0; i < width; ++i) work.rounding[neuron + i] = columns.rounding[i];
     }
 }
 

@@ -39,8 +39,46 @@ template <typename Vector> PYUNIVERSAL_INLINE Vector load(const void* from) {
 
 template <typename Vector> PYUNIVERSAL_INLINE void store(void* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
 
-// kDoubles floats, widened.
-PYUNIVERSAL_INLINE Doubles load_doubles(const float* from) { return __builtin_convertvector(load<HalfFloats>(from), Doubles); }
+// kDoubles floats, widened. Written out, since compilers take the conversion apart.
+PYUNIVERSAL_INLINE Doubles widen(HalfFloats x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Doubles>(_mm512_cvtps_pd(reinterpret_cast<__m256>(x)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Doubles>(_mm256_cvtps_pd(reinterpret_cast<__m128>(x)));
+#else
+    return __builtin_convertvector(x, Doubles);
+#endif
+}
+
+PYUNIVERSAL_INLINE Doubles load_doubles(const float* from) { return widen(load<HalfFloats>(from)); }
+
+// The lower (0) or upper (1) half of x, widened.
+PYUNIVERSAL_INLINE Doubles half_of(Floats x, int half) {
+#if defined(__AVX512F__)
+    const __m512d bits = reinterpret_cast<__m512d>(x);
+    return widen(reinterpret_cast<HalfFloats>(half ? _mm512_extractf64x4_pd(bits, 1) : _mm512_castpd512_pd256(bits)));
+#elif defined(__AVX2__)
+    const __m256 bits = reinterpret_cast<__m256>(x);
+    return widen(reinterpret_cast<HalfFloats>(half ? _mm256_extractf128_ps(bits, 1) : _mm256_castps256_ps128(bits)));
+#else
+    HalfFloats part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&x) + half * (kBytes / 2), sizeof part);
+    return widen(part);
+#endif
+}
+
+PYUNIVERSAL_INLINE Doubles absolute(Doubles x) { return reinterpret_cast<Doubles>(reinterpret_cast<Longs>(x) & INT64_MAX); }
+
+// a b + c; with a single rounding where there is an instruction for it.
+PYUNIVERSAL_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Doubles>(_mm512_fmadd_pd(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), reinterpret_cast<__m512d>(c)));
+#elif defined(__FMA__)
+    return reinterpret_cast<Doubles>(_mm256_fmadd_pd(reinterpret_cast<__m256d>(a), reinterpret_cast<__m256d>(b), reinterpret_cast<__m256d>(c)));
+#else
+    return a * b + c;
+#endif
+}
 
 PYUNIVERSAL_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 PYUNIVERSAL_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
