@@ -8,6 +8,8 @@ namespace pyuniversal::cpu {
 void histogram_(const Tensor& counts, const Tensor& x, const Tensor& edges, int threads);
 void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads);
 void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, int threads);
+double peak(const std::string& kind, int threads, double seconds);
+double read_bandwidth(const Tensor& x, int threads);
 void quantize(const Tensor& data, const Tensor& rounding, const Tensor& x, const Tensor& centre, const Tensor& inverse, const Tensor& token_key,
               const Tensor& neuron_key, int threads);
 }  // namespace pyuniversal::cpu
@@ -25,6 +27,8 @@ PYBIND11_MODULE(_C, module) {
 #endif
     module.def("instruction_set", &cpu::instruction_set, "the one that ops on the CPU use: the best, or what PYUNIVERSAL_ISA names");
     module.def("instruction_sets", &cpu::instruction_sets, "all that this CPU has, the best last");
+    module.def("peak", &cpu::peak, "kind"_a, "threads"_a, "seconds"_a, without_gil(), "operations a second over registers: int8 or float32");
+    module.def("read_bandwidth", &cpu::read_bandwidth, "x"_a, "threads"_a, without_gil(), "bytes a second, reading x once");
     module.def("histogram_", &cpu::histogram_, "counts"_a, "x"_a, "edges"_a, "threads"_a, without_gil(), "counts[n, #{edges < x[t, n]}] += 1");
     module.def("moments_", &cpu::moments_, "state"_a, "x"_a, "ends"_a, "threads"_a, without_gil(), "merge the moments of x[:end] for each end");
     module.def("product_", &cpu::product_, "total"_a, "x"_a, "y"_a, "x_scale"_a, "y_scale"_a, "threads"_a, without_gil(), "total += scaled x y^T");

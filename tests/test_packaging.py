@@ -17,7 +17,7 @@ from pyuniversal import _C
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-QUERIES = {"instruction_set", "instruction_sets"}
+QUERIES = {"instruction_set", "instruction_sets", "peak", "read_bandwidth"}  # of the machine
 OPS = sorted(name for name, value in vars(_C).items() if callable(value) and not name.startswith("_") and name not in QUERIES)
 
 

@@ -305,3 +305,26 @@ def test_histogram_says_what_is_wrong_with_which_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         _C.histogram_(*arguments)
     assert COUNTS.sum() == 0
+
+
+def test_ceilings_are_not_below_what_ops_reach():
+    # A square float32 product runs at half of the peak and more; a wrong count or a loop that is optimised away would be off by factors.
+    assert _C.peak("float32", 1, 0.05) > 1e9
+    assert _C.peak("int8", 1, 0.05) < 1e14
+    assert 1e8 < _C.read_bandwidth(torch.ones(2**24), 1) < 1e13
+    with pytest.raises(ValueError, match="peak: kind must be int8 or float32, got int4"):
+        _C.peak("int4", 1, 0.1)
+    with pytest.raises(ValueError, match="read_bandwidth: x must hold at least 1048576 bytes"):
+        _C.read_bandwidth(torch.ones(3), 1)
+
+
+def test_the_instruction_set_is_the_best_unless_the_environment_says(monkeypatch):
+    monkeypatch.delenv("PYUNIVERSAL_ISA", raising=False)
+    known = _C.instruction_sets()
+    assert known[0] == "generic"
+    assert _C.instruction_set() == known[-1]
+    monkeypatch.setenv("PYUNIVERSAL_ISA", "generic")
+    assert _C.instruction_set() == "generic"
+    monkeypatch.setenv("PYUNIVERSAL_ISA", "mmx")
+    with pytest.raises(ValueError, match=f"PYUNIVERSAL_ISA is mmx; this CPU and this build have {', '.join(known)}"):
+        moments(torch.ones(2, 2), [2])

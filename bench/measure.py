@@ -1,0 +1,121 @@
+"""The engine: check every contender, then time all of them in turns, then make the rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from .ceilings import ceiling
+from .machine import identity
+from .trial import Contender, Setting, Trial, WrongResultError
+
+SAMPLE_SECONDS = 0.2  # a sample of a fast contender is several calls, so that the clock and the launch of a kernel do not show
+
+
+def rows_of(trial: Trial, setting: Setting) -> list[dict[str, Any]]:
+    """One row for each of our backends.
+
+    Raises:
+        WrongResultError: a contender, ours or another, is wrong.
+    """
+    contenders = {**trial.ours, **trial.opponents}
+    errors, calls = _check(trial, contenders, setting)
+    repeats = setting.repeats or (2 if setting.quick else trial.repeats)
+    samples = _interleave(contenders, calls, repeats, setting.device)
+    machine = identity(setting.device)
+    opponents = {
+        label: {**_times(samples[label]), "does": contender.does, **contender.about, "error": errors.get(name)}
+        for name, contender in trial.opponents.items()
+        for label in samples
+        if label == name or label.startswith(f"{name}, ")
+    }
+    return [_row(trial, setting, name, samples, opponents, errors[name], machine) for name in trial.ours]
+
+
+def _check(trial: Trial, contenders: Mapping[str, Contender], setting: Setting) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Errors of every contender, and how many calls make a sample: from the first call, which is the one that is checked and also warms up."""
+    if trial.check is not None:
+        return trial.check(), dict.fromkeys(contenders, 1)
+    assert trial.verify is not None
+    errors, calls = {}, {}
+    for name, contender in contenders.items():
+        start = _now(setting.device)
+        result = contender.run()
+        calls[name] = 1 if setting.quick else max(1, min(100, round(SAMPLE_SECONDS / (_now(setting.device) - start))))
+        try:
+            errors[name] = trial.verify(name, result)
+        except WrongResultError as error:
+            raise WrongResultError(f"{trial.op} ({trial.case}): {name} is wrong: {error.message}; no row is written") from error
+    return errors, calls
+
+
+def _interleave(contenders: Mapping[str, Contender], calls: Mapping[str, int], repeats: int, device: str) -> dict[str, list[tuple[float, float]]]:
+    """Label -> (seconds, CPU seconds of all threads) of one call, `repeats` times: a, b, c, a, b, c, so that what else the machine does hits all alike."""
+    samples: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(repeats):
+        for name, contender in contenders.items():
+            start, cpu = _now(device), time.process_time()
+            for _ in range(calls[name]):
+                result = contender.run()
+            seconds, cpu = (_now(device) - start) / calls[name], (time.process_time() - cpu) / calls[name]
+            for label, value in (contender.split(result) if contender.split else {name: seconds}).items():
+                samples.setdefault(label, []).append((value, cpu))
+            del result  # before the next contender makes its own
+    return samples
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _times(samples: list[tuple[float, float]]) -> dict[str, float]:
+    seconds = [wall for wall, _ in samples]
+    return {"median_s": median(seconds), "min_s": min(seconds), "cpu_s": median(cpu for _, cpu in samples)}
+
+
+def _row(
+    trial: Trial,
+    setting: Setting,
+    backend: str,
+    samples: Mapping[str, list[tuple[float, float]]],
+    opponents: Mapping[str, Mapping[str, Any]],
+    error: Mapping[str, float],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    times = _times(samples[backend])
+    ceilings = {name: _share(trial, name, times["median_s"], setting) for name in trial.ceilings}
+    shares = [c["share"] for c in ceilings.values() if c["share"] is not None]
+    return {
+        "op": trial.op,
+        "case": trial.case,
+        "backend": backend,
+        "shape": dict(trial.shape),
+        **times,
+        "repeats": len(samples[backend]),
+        "quick": setting.quick,
+        "rate": trial.work / times["median_s"],
+        "unit": trial.unit,
+        "bytes": trial.bytes,
+        "operations": trial.operations,
+        "counting": trial.counting,
+        "ceilings": ceilings,
+        # Of the ceiling that limits; unknown while one of them is, since that may be the one.
+        "share": max(shares, default=None) if len(shares) == len(ceilings) else None,
+        "opponents": {name: {**entry, "ratio": entry["median_s"] / times["median_s"]} for name, entry in opponents.items()},
+        "error": dict(error),
+        **trial.notes,
+        **machine,
+    }
+
+
+def _share(trial: Trial, name: str, seconds: float, setting: Setting) -> dict[str, float | None]:
+    """The ceiling per second, and what share of it the work needs."""
+    best = ceiling(name, setting.device, setting.quick)
+    amount = trial.bytes if name == "read" else trial.operations
+    return {"per_s": best, "share": None if best is None or amount is None else amount / seconds / best}
