@@ -6,7 +6,7 @@
 
 namespace pyuniversal::cpu {
 void histogram_(const Tensor& counts, const Tensor& x, const Tensor& edges, int threads);
-void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads);
+void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads, const std::string& activation);
 void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, int threads);
 double peak(const std::string& kind, int threads, double seconds);
 double read_bandwidth(const Tensor& x, int threads);
@@ -30,7 +30,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("peak", &cpu::peak, "kind"_a, "threads"_a, "seconds"_a, without_gil(), "operations a second over registers: int8 or float32");
     module.def("read_bandwidth", &cpu::read_bandwidth, "x"_a, "threads"_a, without_gil(), "bytes a second, reading x once");
     module.def("histogram_", &cpu::histogram_, "counts"_a, "x"_a, "edges"_a, "threads"_a, without_gil(), "counts[n, #{edges < x[t, n]}] += 1");
-    module.def("moments_", &cpu::moments_, "state"_a, "x"_a, "ends"_a, "threads"_a, without_gil(), "merge the moments of x[:end] for each end");
+    module.def("moments_", &cpu::moments_, "state"_a, "x"_a, "ends"_a, "threads"_a, "activation"_a = "", without_gil(),
+               "merge the moments of x[:end] for each end");
     module.def("product_", &cpu::product_, "total"_a, "x"_a, "y"_a, "x_scale"_a, "y_scale"_a, "threads"_a, without_gil(), "total += scaled x y^T");
     module.def("quantize", &cpu::quantize, "data"_a, "rounding"_a, "x"_a, "centre"_a, "inverse"_a, "token_key"_a, "neuron_key"_a, "threads"_a, without_gil(),
                "q[t, n] = floor((x[t, n] - centre[n]) * inverse[n] + dither), rounding[n] = sum of f (1 - f)");

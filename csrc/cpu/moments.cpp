@@ -1,6 +1,7 @@
 // Streaming moments of activations up to the fourth, with count, positives and extremes: one read of x, any number of nested token sets.
 // A tile of tokens is reduced about its own mean, in double, and tiles are merged by the pairwise formulas of Pebay, Sandia report SAND2008-6212:
 // sums of raw powers would lose everything that lies below the mean.
+#include "activation.h"
 #include "isa.h"
 #include "tile.h"
 
@@ -10,8 +11,9 @@ struct MomentsWork {
     Activations x;
     const int64_t* ends;  // [sets]
     int64_t sets;
-    double* state;    // [sets, FIELDS, neurons]
-    double* segment;  // [FIELDS, neurons]: tokens [ends[s - 1], ends[s]), which belong to the sets s and later
+    double* state;          // [sets, FIELDS, neurons]
+    double* segment;        // [FIELDS, neurons]: tokens [ends[s - 1], ends[s]), which belong to the sets s and later
+    Activation activation;  // of x first
 };
 
 enum Field { COUNT, MEAN, M2, M3, M4, POSITIVE, MINIMUM, MAXIMUM, FIELDS };
@@ -172,6 +174,7 @@ void moments(const MomentsWork& work, int64_t first_block, int64_t last_block) {
         clear(work.segment + first, neurons, last - first);
         for (Tiles tiles(work.x, first, last, begin, end); tiles.next();) {
             for (int64_t at = 0; at < tiles.width; at += kWidth) {
+                activate_all(tiles.tile(at / kWidth), tiles.rows * kWidth, work.activation);
                 reduce(tiles.tile(at / kWidth), tiles.rows, fields, tiles.ahead());
                 tiles.load();
                 merge<true>(work.segment + tiles.neuron + at, neurons, fields[0], kWidth, tiles.width - at < kWidth ? tiles.width - at : kWidth);
@@ -209,12 +212,13 @@ void check_arguments(const Tensor& state, const Tensor& x, const std::vector<int
 
 }  // namespace
 
-// state [sets, 8, neurons] float64, x [tokens, neurons], set s holds the tokens [0, ends[s]).
-void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads) {
+// state [sets, 8, neurons] float64, x [tokens, neurons], set s holds the tokens [0, ends[s]). Of activation(x) where it is not "".
+void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads, const std::string& activation) {
     const Activations view = activations(x, "moments_: x");
     check_arguments(state, x, ends, threads);
     std::vector<double> segment(FIELDS * view.neurons);
-    const MomentsWork work{view, ends.data(), static_cast<int64_t>(ends.size()), state.data<double>(), segment.data()};
+    const MomentsWork work{
+        view, ends.data(), static_cast<int64_t>(ends.size()), state.data<double>(), segment.data(), activation_named(activation, "moments_")};
     auto kernel = PYUNIVERSAL_PICK(moments);
     split((view.neurons + kMomentsWidth - 1) / kMomentsWidth, threads, [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
 }

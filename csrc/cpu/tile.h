@@ -93,7 +93,7 @@ class Tiles {
     }
 
     // Tile `side`, float [rows, kTileWidth]; lanes beyond the last neuron are zero.
-    const float* tile(int64_t side) const { return buffer[current] + side * kTileRows * kTileWidth; }
+    float* tile(int64_t side) { return buffer[current] + side * kTileRows * kTileWidth; }
 
     // What the next `load` will read.
     Ahead ahead() const {

@@ -22,8 +22,8 @@ def _why_not(x: Tensor) -> str | None:
     return None
 
 
-def _moments(state: Tensor, x: Tensor, ends: Sequence[int]) -> None:
-    _C.moments_(state, x, list(ends), torch.get_num_threads())
+def _moments(state: Tensor, x: Tensor, ends: Sequence[int], *, activation: str | None = None) -> None:
+    _C.moments_(state, x, list(ends), torch.get_num_threads(), activation or "")
 
 
 def _histogram(counts: Tensor, x: Tensor, edges: Tensor) -> None:
@@ -59,6 +59,6 @@ def _product(total: Tensor, x: Packed, y: Packed) -> None:
 
 
 quantize = Implementation(run=_quantize, why_not=_why_not_quantize)
-moments_ = Implementation(run=_moments, why_not=lambda state, x, ends: _why_not(x))
+moments_ = Implementation(run=_moments, why_not=lambda state, x, ends, **_: _why_not(x))
 histogram_ = Implementation(run=_histogram, why_not=lambda counts, x, edges: _why_not(x))
 product_ = Implementation(run=_product, why_not=_why_not_product)

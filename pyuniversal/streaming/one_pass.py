@@ -84,10 +84,11 @@ def observe(
         disable=None if progress else True,
     )
     saver = Checkpoints(totals, out)
+    buffers: dict[str, Tensor] = {}
     with bar, saver:
         for number in totals.missing():
             chunk = make_chunk(tokens, pieces[number], batch_tokens=batch_tokens, device=device)
-            seen = _see(totals, sources, chunk, tokens, seed=seed, precision=precision)
+            seen = _see(totals, sources, chunk, tokens, buffers, seed=seed, precision=precision)
             with saver.unsafe():
                 _add(totals, seen)
                 totals.chunks.add(number)
@@ -108,11 +109,11 @@ class _Seen:
     packed: Packed | None
 
 
-def _see(totals: Totals, sources: Sequence[Source], chunk: Chunk, tokens: Tokens, *, seed: int, precision: str) -> list[_Seen]:
+def _see(totals: Totals, sources: Sequence[Source], chunk: Chunk, tokens: Tokens, buffers: dict[str, Tensor], *, seed: int, precision: str) -> list[_Seen]:
     """Run every source over the chunk; touches no total, so that an error leaves them whole."""
     seen = []
     for i, source in enumerate(sources):
-        x = gather(source, chunk)
+        x = gather(source, chunk, buffers)
         correlated, everything = x[source.site], x["mlp.pre"]  # [tokens, columns]
         site = Moments(correlated.shape[1], sets=totals.site[i].sets, device=correlated.device)
         site.update(correlated, chunk.ends)
@@ -127,7 +128,6 @@ def _see(totals: Totals, sources: Sequence[Source], chunk: Chunk, tokens: Tokens
             extremes = (site.field("minimum", "r"), site.field("maximum", "r"))
             packed = pack(correlated[: chunk.ends[0]], totals.centre[i], chunk.keys, source=i, seed=seed, precision=precision, extremes=extremes)
         seen.append(_Seen(site, pre, histogram, packed))
-        del x, correlated, everything  # before the next source makes its own
     return seen
 
 

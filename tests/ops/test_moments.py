@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from hypothesis import given
@@ -125,3 +126,40 @@ def test_contract_is_checked():
         moments_(empty(1, 4), x.double(), [10], backend="cpu")
     with pytest.raises(BackendError, match=r"no such backend; there are cuda, cpu, triton, reference"):
         moments_(empty(1, 4), x, [10], backend="cpx")
+
+
+EXACT = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x * scipy.stats.norm.cdf(x),
+    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x * scipy.special.expit(x),
+}
+
+
+@pytest.mark.parametrize("activation", EXACT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_an_activation(backend, activation, dtype):
+    # One neuron a value, so that minimum and maximum are the function itself; then many tokens.
+    line = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-100.0, -88.0, 0.0, 88.0, 100.0])]).to(dtype)
+    state = empty(1, len(line), backend.device)
+    backend.run(moments_, state, line[None].to(backend.device), [1], activation=activation)
+    exact = EXACT[activation](line.double().numpy())
+    assert (np.abs(state[0, 7].cpu().numpy() - exact) <= 1e-6 * np.maximum(1, np.abs(line.double().numpy()))).all()
+    x = heavy(900, 20, dtype=dtype) * 3 - 1
+    state = empty(2, 20, backend.device)
+    backend.run(moments_, state, x.to(backend.device), [400, 900], activation=activation)
+    exact = EXACT[activation](x.double().numpy())
+    for s, end in enumerate((400, 900)):
+        np.testing.assert_allclose(state[s, 1].cpu(), exact[:end].mean(0), atol=2e-7)
+        np.testing.assert_allclose(state[s, 4].cpu() / end, scipy.stats.moment(exact[:end], 4), rtol=2e-6)
+
+
+def test_of_an_activation_keeps_nonfinite(backend):
+    x = torch.ones(300, 3, device=backend.device)
+    x[7, 1] = float("nan")
+    for activation in EXACT:
+        state = empty(1, 3, backend.device)
+        backend.run(moments_, state, x, [300], activation=activation)
+        assert torch.isfinite(state[0, 2]).tolist() == [True, False, True]
+    with pytest.raises(InputError, match="unknown activation 'tanh'; choose None or one of relu, gelu, gelu_new, silu"):
+        moments_(empty(1, 3), x, [300], activation="tanh")

@@ -103,11 +103,11 @@ def test_a_stopped_pass_resumes_to_the_same_bytes(folders, tokens, tmp_path, mon
     made = []
     real = chunks.gather
 
-    def gather(source, chunk):
+    def gather(source, chunk, *rest):
         made.append(source.name)
         if len(made) > len(folders) * (1 + stop) + 1:  # the pilot, `stop` chunks, one model of the next
             raise KeyboardInterrupt
-        return real(source, chunk)
+        return real(source, chunk, *rest)
 
     monkeypatch.setattr("pyuniversal.streaming.one_pass.gather", gather)
     with pytest.raises(KeyboardInterrupt):

@@ -1,6 +1,6 @@
 """Train one small GPT-2 of the zoo from a seed, which sets its initialisation and the order of the data.
 
-python tools/zoo/train.py SEED --data FOLDER --out FOLDER/seed-SEED [--tokens 9m] [--device cuda]
+python tools/zoo/train.py SEED --data FOLDER --out FOLDER/seed-SEED [--tokens 20m] [--device cuda] [--bf16]
 
 FOLDER is what prepare.py wrote. The result is a Hugging Face folder: config, float16 safetensors, tokenizer, and training.json with tokens seen and test loss.
 """
@@ -28,7 +28,9 @@ def new_model(seed: int, d_vocab: int) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     size = {"vocab_size": d_vocab, "n_positions": CONTEXT, "n_embd": 128, "n_layer": 4, "n_head": 4}
     no_dropout = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**size, **no_dropout, activation_function="gelu_new", bos_token_id=0, eos_token_id=0))
+    config = GPT2Config(**size, **no_dropout, activation_function="gelu_new", bos_token_id=0, eos_token_id=0)
+    config._attn_implementation = "eager"  # rows are short: on a CPU in bf16 faster than sdpa, by 14.4 to 10.4 thousand tokens/s a core
+    return GPT2LMHeadModel(config)
 
 
 def loss_of(model: GPT2LMHeadModel, rows: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
@@ -51,7 +53,7 @@ def rate(step: int, share: float) -> float:
     return RATE * min(1, (step + 1) / 200) * (1 if share < 0.6 else max(0.02, (1 - share) / 0.4))
 
 
-def train(seed: int, data: Path, *, budget: int, device: str) -> tuple[GPT2LMHeadModel, dict[str, float | int]]:
+def train(seed: int, data: Path, *, budget: int, device: str, bf16: bool) -> tuple[GPT2LMHeadModel, dict[str, float | int]]:
     """Train for `budget` tokens (BOS included), epoch after epoch in fresh orders."""
     rows = np.load(data / "train.npy", mmap_mode="r")  # [rows, 128]
     held_out = torch.from_numpy(np.load(data / "heldout_tokens.npy")[::12].astype(np.int64)).to(device)
@@ -69,7 +71,8 @@ def train(seed: int, data: Path, *, budget: int, device: str) -> tuple[GPT2LMHea
             if at + BATCH > len(order):
                 order, at = generator.permutation(len(rows)), 0
             batch = torch.from_numpy(rows[order[at : at + BATCH]].astype(np.int64)).to(device)
-            loss = loss_of(model, batch)
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                loss = loss_of(model, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -78,7 +81,7 @@ def train(seed: int, data: Path, *, budget: int, device: str) -> tuple[GPT2LMHea
             bar.update(batch.numel())
             if steps % 100 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-    return model, {"seed": seed, "steps": steps, "tokens": tokens, "test_loss": test_loss(model, held_out), "seconds": time.time() - began}
+    return model, {"seed": seed, "steps": steps, "tokens": tokens, "test_loss": test_loss(model, held_out), "bf16": bf16, "seconds": time.time() - began}
 
 
 def number(text: str) -> int:
@@ -93,13 +96,14 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--tokens", type=number, default="9m", help="tokens to train on (default %(default)s)")
+    parser.add_argument("--tokens", type=number, default="20m", help="tokens to train on (default %(default)s)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16, weights in float32 (1.7 times as fast on a CPU with AVX-512 BF16)")
     parser.add_argument("--threads", type=int, help="threads on the CPU")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model, training = train(arguments.seed, arguments.data, budget=arguments.tokens, device=arguments.device)
+    model, training = train(arguments.seed, arguments.data, budget=arguments.tokens, device=arguments.device, bf16=arguments.bf16)
     model.half().save_pretrained(arguments.out)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(arguments.data / "tokenizer.json"), bos_token=BOS, eos_token=BOS, pad_token=BOS, model_max_length=CONTEXT
