@@ -12,6 +12,9 @@ double peak(const std::string& kind, int threads, double seconds);
 double read_bandwidth(const Tensor& x, int threads);
 void quantize(const Tensor& data, const Tensor& rounding, const Tensor& x, const Tensor& centre, const Tensor& inverse, const Tensor& token_key,
               const Tensor& neuron_key, int threads);
+void summarize_correlation(const Tensor& total, int64_t tokens, const Tensor& x, const Tensor& y, const Tensor& edges, const Tensor& x_best,
+                           const Tensor& x_index, const Tensor& x_histogram, const Tensor& x_moments, const Tensor& y_best, const Tensor& y_index,
+                           const Tensor& y_histogram, const Tensor& y_moments, int threads);
 }  // namespace pyuniversal::cpu
 
 PYBIND11_MODULE(_C, module) {
@@ -19,7 +22,9 @@ PYBIND11_MODULE(_C, module) {
     using namespace pyuniversal;
     using without_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
-    module.doc() = "Compiled ops: histogram_, moments_, product_, quantize. Contracts: pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack.";
+    module.doc() =
+        "Compiled ops: histogram_, moments_, product_, quantize, summarize_correlation. Contracts: pyuniversal/ops/<op>.py. Tensors are borrowed through "
+        "DLPack.";
 #ifdef PYUNIVERSAL_HAS_CUDA
     module.attr("has_cuda") = true;
 #else
@@ -35,4 +40,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("product_", &cpu::product_, "total"_a, "x"_a, "y"_a, "x_scale"_a, "y_scale"_a, "threads"_a, without_gil(), "total += scaled x y^T");
     module.def("quantize", &cpu::quantize, "data"_a, "rounding"_a, "x"_a, "centre"_a, "inverse"_a, "token_key"_a, "neuron_key"_a, "threads"_a, without_gil(),
                "q[t, n] = floor((x[t, n] - centre[n]) * inverse[n] + dither), rounding[n] = sum of f (1 - f)");
+    module.def("summarize_correlation", &cpu::summarize_correlation, "total"_a, "tokens"_a, "x"_a, "y"_a, "edges"_a, "x_best"_a, "x_index"_a, "x_histogram"_a,
+               "x_moments"_a, "y_best"_a, "y_index"_a, "y_histogram"_a, "y_moments"_a, "threads"_a, without_gil(),
+               "what is kept of r = (total - tokens shift_x shift_y) / (scale_x scale_y)");
 }

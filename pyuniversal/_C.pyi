@@ -14,3 +14,19 @@ def peak(kind: str, threads: int, seconds: float) -> float: ...
 def read_bandwidth(x: Tensor, threads: int) -> float: ...
 def quantize(data: Tensor, rounding: Tensor, x: Tensor, centre: Tensor, inverse: Tensor, token_key: Tensor, neuron_key: Tensor, threads: int) -> None: ...
 def moments_(state: Tensor, x: Tensor, ends: Sequence[int], threads: int, activation: str = ...) -> None: ...
+def summarize_correlation(
+    total: Tensor,
+    tokens: int,
+    x: Tensor,
+    y: Tensor,
+    edges: Tensor,
+    x_best: Tensor,
+    x_index: Tensor,
+    x_histogram: Tensor,
+    x_moments: Tensor,
+    y_best: Tensor,
+    y_index: Tensor,
+    y_histogram: Tensor,
+    y_moments: Tensor,
+    threads: int,
+) -> None: ...

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _C
 from ._op import Implementation
 from .quantize import Packed, empty_panels, in_panels, packed_int8, scales, unpack
+from .summarize_correlation import HISTOGRAM_EDGES, Columns, Correlations, correlations, rounding_stderr
 
 
 def _why_not(x: Tensor) -> str | None:
@@ -58,7 +59,54 @@ def _product(total: Tensor, x: Packed, y: Packed) -> None:
     _C.product_(total, left.data, right.data, left.scale.contiguous(), right.scale.contiguous(), torch.get_num_threads())
 
 
+def _why_not_summary(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> str | None:
+    if total.device.type != "cpu":
+        return f"does not take {total.device.type} tensors"
+    if total.shape[1] > 1 and total.stride(1) != 1:
+        return "needs a total with neighbouring columns"
+    return None
+
+
+def _summarize_correlation(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> tuple[Correlations, Correlations]:
+    n, m = total.shape
+    rows, columns = _Summary(n, min(top_k, m)), _Summary(m, min(top_k, n))
+    # Powers of r are summed about a rough mean of its line, that of 16 r. They are 16 of those that count, so that it lies within sd sqrt(n / 16) of the mean.
+    of_x, of_y = (x.M2 > 0).nonzero()[:16, 0], (y.M2 > 0).nonzero()[:16, 0]
+    x_pilot = correlations(total[:, of_y], tokens, x, _some(y, of_y)).nanmean(1)
+    y_pilot = correlations(total[of_x], tokens, _some(x, of_x), y).nanmean(0)
+    _C.summarize_correlation(
+        total, tokens, _line(x, x_pilot), _line(y, y_pilot), HISTOGRAM_EDGES, *vars(rows).values(), *vars(columns).values(), torch.get_num_threads()
+    )
+    return rows.correlations(tokens, x, y), columns.correlations(tokens, y, x)
+
+
+def _some(side: Columns, index: Tensor) -> Columns:
+    return Columns(*(field[index] for field in vars(side).values()))
+
+
+def _line(side: Columns, pilot: Tensor) -> Tensor:
+    """Side of a block as the kernel takes it: scale (NaN where r is NaN), shift, rough mean of r: float64 [3, neurons]."""
+    scale = torch.sqrt(side.M2).where(side.M2 > 0, torch.nan)
+    return torch.stack([scale, side.shift, pilot.where(pilot.isfinite(), 0.0)])
+
+
+class _Summary:
+    """What the kernel fills in for one side; the fields in the order of its arguments."""
+
+    def __init__(self, neurons: int, k: int) -> None:
+        self.best = torch.empty(2, neurons, k, dtype=torch.float64)
+        self.index = torch.empty(2, neurons, k, dtype=torch.int64)
+        self.histogram = torch.empty(neurons, len(HISTOGRAM_EDGES) - 1, dtype=torch.int64)
+        self.moments = torch.empty(4, neurons, dtype=torch.float64)
+
+    def correlations(self, tokens: int, mine: Columns, theirs: Columns) -> Correlations:
+        (top, bottom), (top_index, bottom_index) = self.best, self.index
+        stderr = rounding_stderr(top_index, tokens, mine, theirs)
+        return Correlations(top, top_index, stderr, bottom, bottom_index, self.histogram, *self.moments)
+
+
 quantize = Implementation(run=_quantize, why_not=_why_not_quantize)
 moments_ = Implementation(run=_moments, why_not=lambda state, x, ends, **_: _why_not(x))
 histogram_ = Implementation(run=_histogram, why_not=lambda counts, x, edges: _why_not(x))
 product_ = Implementation(run=_product, why_not=_why_not_product)
+summarize_correlation = Implementation(run=_summarize_correlation, why_not=_why_not_summary)

@@ -38,7 +38,8 @@ class Columns:
 class Correlations:
     """What is kept of the correlations of each neuron of one side (n of them) with all neurons of the other; k = min(top_k, neurons there).
 
-    top, bottom              float64 [n, k]: the largest r, falling, and the smallest, rising; NaN where there are fewer than k
+    top, bottom              float64 [n, k]: the largest r, falling, and the smallest, rising; the lower index first where they are equal; NaN where there are
+                             fewer than k
     top_index, bottom_index  int64 [n, k]: whose r that is; -1 where there is none
     top_stderr               float64 [n, k]: standard error of `top` from the rounding of the operands
     histogram                int64 [n, 99]: counts between `HISTOGRAM_EDGES`, bin i = (edge i, edge i + 1], r beyond -1 or 1 in the outermost
@@ -80,7 +81,7 @@ def reference(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int 
 def correlations(total: Tensor, tokens: int, x: Columns, y: Columns) -> Tensor:
     """r of every pair of the block: float64 [x neurons, y neurons], NaN where a side never varies."""
     scale = torch.sqrt(x.M2)[:, None] * torch.sqrt(y.M2)
-    r = (total.double() - tokens * x.shift[:, None] * y.shift) / scale
+    r = (total.double() - tokens * (x.shift[:, None] * y.shift)) / scale  # the same bits for the transpose
     return r.where((x.M2 > 0)[:, None] & (y.M2 > 0), torch.nan)
 
 
@@ -99,18 +100,28 @@ def _block(r: Tensor, tokens: int, x: Columns, y: Columns, k: int) -> tuple[Tens
     valid = ~torch.isnan(r)
     top, top_index = _best(r, valid, k, largest=True)
     bottom, bottom_index = _best(r, valid, k, largest=False)
-    # v / s^2 of either side, with s^2 = M2 / tokens.
-    noise_x = (x.added_variance * tokens / x.M2)[:, None]
-    noise_y = (y.added_variance * tokens / y.M2)[top_index.clamp(min=0)]
-    stderr = torch.sqrt((noise_x + noise_y + noise_x * noise_y) / tokens).where(top_index >= 0, torch.nan)
+    stderr = rounding_stderr(top_index, tokens, x, y)
     return top, top_index, stderr, bottom, bottom_index, _histogram(r, valid), *_moments(r, valid)
 
 
+def rounding_stderr(index: Tensor, tokens: int, x: Columns, y: Columns) -> Tensor:
+    """Standard error from the rounding of the operands, of r of each neuron of x with those of y that `index` [neurons, k] names; NaN for -1."""
+    # v / s^2 of either side, with s^2 = M2 / tokens.
+    noise_x = (x.added_variance * tokens / x.M2)[:, None]
+    noise_y = (y.added_variance * tokens / y.M2)[index.clamp(min=0)]
+    return torch.sqrt((noise_x + noise_y + noise_x * noise_y) / tokens).where(index >= 0, torch.nan)
+
+
 def _best(r: Tensor, valid: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
-    fill = -torch.inf if largest else torch.inf
-    values, index = r.where(valid, fill).topk(k, dim=1, largest=largest)
-    found = values != fill
-    return values.where(found, torch.nan), index.where(found, -1)
+    r = (r if largest else -r).where(valid, -torch.inf)
+    # topk takes any of those that equal the k-th; here it is the first ones.
+    worst = r.topk(k, dim=1).values[:, -1:]
+    above, equal = r > worst, r == worst
+    taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    index = taken.nonzero()[:, 1].view(-1, k)
+    values, order = r.gather(1, index).sort(dim=1, descending=True, stable=True)
+    found = values != -torch.inf
+    return (values if largest else -values).where(found, torch.nan), index.gather(1, order).where(found, -1)
 
 
 def _histogram(r: Tensor, valid: Tensor) -> Tensor:
@@ -129,4 +140,4 @@ def _moments(r: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
     return mean, var, (d**3).sum(1) / n / var**1.5, (d**4).sum(1) / n / var**2
 
 
-summarize_correlation = Op("summarize_correlation", check=check, reference=reference, faster={})
+summarize_correlation = Op("summarize_correlation", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:summarize_correlation"})
