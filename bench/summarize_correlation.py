@@ -65,7 +65,7 @@ def _side(x: Tensor) -> Columns:
     mean = x.mean(0, dtype=torch.float64)
     m2 = sum(((block.double() - mean) ** 2).sum(0) for block in x.split(1024))
     assert isinstance(m2, Tensor)
-    return Columns(m2, mean - 0.1, m2 / TOKENS / 100)
+    return Columns(m2, mean - 0.1, m2 / TOKENS / 100, 3 * (m2 / TOKENS) ** 2 / 100)
 
 
 def _original(total: Tensor, sides: list[Columns]) -> tuple[original.Summary, original.Summary]:

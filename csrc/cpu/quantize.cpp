@@ -11,7 +11,7 @@ struct QuantizeWork {
     const float *centre, *inverse;  // [neurons]
     const uint32_t *token_key, *neuron_key;
     int8_t* data;      // [panels, groups, 16, 4]
-    double* rounding;  // [neurons]
+    double* rounding;  // [2, neurons]
 };
 
 constexpr int64_t kQuantizeWidth = 64;  // neurons of a tile, a multiple of a panel's
@@ -56,9 +56,8 @@ PYUNIVERSAL_INLINE Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
-// f (1 - f), f the fractional part of centred * inverse. With d the distance to the nearest integer it is |d| - d^2. |centred * inverse| < 2^51.
-PYUNIVERSAL_INLINE Doubles variance(Doubles centred, Doubles inverse) {
-    const Doubles y = centred * inverse;  // exact
+// f (1 - f), f the fractional part of y. With d the distance to the nearest integer it is |d| - d^2. |y| < 2^51.
+PYUNIVERSAL_INLINE Doubles variance(Doubles y) {
     const Doubles d = y - ((y + 0x1.8p52) - 0x1.8p52);
     return absolute(d) - d * d;
 }
@@ -66,14 +65,14 @@ PYUNIVERSAL_INLINE Doubles variance(Doubles centred, Doubles inverse) {
 struct Columns {
     alignas(64) float centre[kWidth], inverse[kWidth];
     alignas(64) uint32_t key[kWidth];
-    alignas(64) double rounding[kWidth];  // sums of f (1 - f)
+    alignas(64) double rounding[2][kWidth];  // sums of f (1 - f), and of it times y^2
 };
 
 // q of `rows` tokens of the kFloats neurons from the lane `at` on to `to`, in the layout of panels.
 PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint32_t* token_key, Columns& columns, int64_t at, int8_t* to, const Ahead& ahead) {
     const Floats centre = load<Floats>(columns.centre + at), inverse = load<Floats>(columns.inverse + at);
     const Words key = load<Words>(columns.key + at);
-    Doubles sums[kHalves] = {}, wide[kHalves];
+    Doubles sums[2][kHalves] = {}, wide[kHalves];
     for (int half = 0; half < kHalves; ++half) wide[half] = load_doubles(columns.inverse + at + half * kDoubles);
     for (int64_t row = 0; row < rows; row += kGroup) {
         Words packed = {};
@@ -88,13 +87,19 @@ PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint3
             const Ints whole = __builtin_convertvector(shifted, Ints);
             const Ints q = whole + (__builtin_convertvector(whole, Floats) > shifted);
             packed |= (reinterpret_cast<Words>(q) & 0xffu) << static_cast<uint32_t>(8 * token);
-            for (int half = 0; half < kHalves; ++half) sums[half] += variance(half_of(centred, half), wide[half]);
+            for (int half = 0; half < kHalves; ++half) {
+                const Doubles y = half_of(centred, half) * wide[half], added = variance(y);  // y is exact
+                sums[0][half] += added;
+                sums[1][half] = multiply_add(y * y, added, sums[1][half]);
+            }
         }
         store(to + row / kGroup * kPanel * kGroup, packed);
     }
-    for (int half = 0; half < kHalves; ++half) {
-        double* rounding = columns.rounding + at + half * kDoubles;
-        store(rounding, load<Doubles>(rounding) + sums[half]);
+    for (int power = 0; power < 2; ++power) {
+        for (int half = 0; half < kHalves; ++half) {
+            double* rounding = columns.rounding[power] + at + half * kDoubles;
+            store(rounding, load<Doubles>(rounding) + sums[power][half]);
+        }
     }
 }
 
@@ -103,7 +108,7 @@ PYUNIVERSAL_INLINE void round_lanes(const float* tile, int64_t rows, const uint3
 void quantize(const QuantizeWork& work, int64_t first_block, int64_t last_block) {
     const int64_t neurons = work.x.neurons, groups = divide_up(work.x.tokens, kGroup);
     const int64_t first = first_block * kWidth, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
-    for (int64_t neuron = first; neuron < last; ++neuron) work.rounding[neuron] = 0;
+    for (int64_t neuron = first; neuron < last; ++neuron) work.rounding[neuron] = work.rounding[neurons + neuron] = 0;
     for (Tiles tiles(work.x, first, last, 0, work.x.tokens); tiles.next();) {
         for (int64_t begin = 0; begin < tiles.width; begin += kWidth) {
             const int64_t neuron = tiles.neuron + begin, width = tiles.width - begin < kWidth ? tiles.width - begin : kWidth;
@@ -111,13 +116,13 @@ void quantize(const QuantizeWork& work, int64_t first_block, int64_t last_block)
             std::memcpy(columns.centre, work.centre + neuron, width * sizeof(float));
             std::memcpy(columns.inverse, work.inverse + neuron, width * sizeof(float));
             std::memcpy(columns.key, work.neuron_key + neuron, width * sizeof(uint32_t));
-            std::memcpy(columns.rounding, work.rounding + neuron, width * sizeof(double));
+            for (int power = 0; power < 2; ++power) std::memcpy(columns.rounding[power], work.rounding + power * neurons + neuron, width * sizeof(double));
             for (int64_t at = 0; at < divide_up(width, kPanel) * kPanel; at += kFloats) {
                 int8_t* to = work.data + (((neuron + at) / kPanel * groups + tiles.token / kGroup) * kPanel + at % kPanel) * kGroup;
                 round_lanes(tiles.tile(begin / kWidth), tiles.rows, work.token_key + tiles.token, columns, at, to, tiles.ahead());
             }
             tiles.load();
-            std::memcpy(work.rounding + neuron, columns.rounding, width * sizeof(double));
+            for (int power = 0; power < 2; ++power) std::memcpy(work.rounding + power * neurons + neuron, columns.rounding[power], width * sizeof(double));
         }
     }
 }
@@ -138,14 +143,17 @@ void check_vector(const Tensor& vector, const std::string& name, const char* dty
 
 }  // namespace
 
-// x [tokens, neurons]; data int8 [neurons / 16, tokens / 4, 16, 4], both rounded up; rounding float64 [neurons] becomes the sum over tokens of f (1 - f).
+// x [tokens, neurons]; data int8 [neurons / 16, tokens / 4, 16, 4], both rounded up; rounding float64 [2, neurons] becomes the sums over tokens of
+// f (1 - f) and of y^2 f (1 - f), f the fractional part of y = (x - centre) / scale.
 void quantize(const Tensor& data, const Tensor& rounding, const Tensor& x, const Tensor& centre, const Tensor& inverse, const Tensor& token_key,
               const Tensor& neuron_key, int threads) {
     const Activations view = activations(x, "quantize: x");
     check_panels(data, "quantize: data");
     check_equal(data.size(0), "quantize: the panels of data", divide_up(view.neurons, kPanel), "a sixteenth of the neurons of x, rounded up");
     check_equal(data.size(1), "quantize: the groups of data", divide_up(view.tokens, kGroup), "a fourth of the tokens of x, rounded up");
-    check_vector(rounding, "rounding", "float64", "neurons", view.neurons);
+    check(rounding, "quantize: rounding", "cpu", {"float64"}, {"2", "neurons"}, Layout::contiguous);
+    check_equal(rounding.size(0), "quantize: the first dimension of rounding", 2, "the number of sums");
+    check_equal(rounding.size(1), "quantize: the columns of rounding", view.neurons, "the neurons of x");
     check_vector(centre, "centre", "float32", "neurons", view.neurons);
     check_vector(inverse, "inverse", "float32", "neurons", view.neurons);
     check_vector(token_key, "token_key", "int32", "tokens", view.tokens);

@@ -12,7 +12,7 @@ from .summarize_correlation import Columns, Correlations, correlations, summariz
 def backends(device: str, precision: str) -> dict[str, str]:
     """Which implementation each op takes for float32 activations on a device: op -> backend; found by asking the op with the smallest arguments there are."""
     x, vector = torch.zeros(2, 1, device=device), torch.zeros(1, device=device)
-    side = Columns(*(torch.ones(1, dtype=torch.float64, device=device),) * 3)
+    side = Columns(*(torch.ones(1, dtype=torch.float64, device=device),) * 4)
     keys = torch.zeros(2, dtype=torch.int32, device=device)
     packed = quantize(x, vector, vector, keys, keys[:1], precision=precision, backend="reference")
     total = torch.zeros(1, 1, dtype=torch.float64 if precision == "float64" else torch.float32, device=device)

@@ -39,7 +39,7 @@ def _quantize(x: Tensor, centre: Tensor, absmax: Tensor, token_key: Tensor, neur
     tokens, neurons = x.shape
     scale, inverse = scales(absmax)
     data = empty_panels(neurons, tokens)
-    rounding = torch.empty(neurons, dtype=torch.float64)
+    rounding = torch.empty(2, neurons, dtype=torch.float64)
     _C.quantize(data, rounding, x, centre.contiguous(), inverse, token_key.contiguous(), neuron_key.contiguous(), torch.get_num_threads())
     return packed_int8(data, scale, centre, rounding, "panels", neurons, tokens)
 
@@ -72,16 +72,25 @@ def _summarize_correlation(total: Tensor, tokens: int, x: Columns, y: Columns, *
     rows, columns = _Summary(n, min(top_k, m)), _Summary(m, min(top_k, n))
     # Powers of r are summed about a rough mean of its line, that of 16 r. They are 16 of those that count, so that it lies within sd sqrt(n / 16) of the mean.
     of_x, of_y = (x.M2 > 0).nonzero()[:16, 0], (y.M2 > 0).nonzero()[:16, 0]
-    x_pilot = correlations(total[:, of_y], tokens, x, _some(y, of_y)).nanmean(1)
-    y_pilot = correlations(total[of_x], tokens, _some(x, of_x), y).nanmean(0)
+    x_pilot = correlations(total[:, of_y], tokens, x, y.some(of_y)).nanmean(1)
+    y_pilot = correlations(total[of_x], tokens, x.some(of_x), y).nanmean(0)
     _C.summarize_correlation(
-        total, tokens, _line(x, x_pilot), _line(y, y_pilot), HISTOGRAM_EDGES, *vars(rows).values(), *vars(columns).values(), torch.get_num_threads()
+        total,
+        tokens,
+        _line(x, x_pilot),
+        _line(y, y_pilot),
+        HISTOGRAM_EDGES,
+        rows.best,
+        rows.index,
+        rows.histogram,
+        rows.moments,
+        columns.best,
+        columns.index,
+        columns.histogram,
+        columns.moments,
+        torch.get_num_threads(),
     )
     return rows.correlations(tokens, x, y), columns.correlations(tokens, y, x)
-
-
-def _some(side: Columns, index: Tensor) -> Columns:
-    return Columns(*(field[index] for field in vars(side).values()))
 
 
 def _line(side: Columns, pilot: Tensor) -> Tensor:
@@ -91,7 +100,7 @@ def _line(side: Columns, pilot: Tensor) -> Tensor:
 
 
 class _Summary:
-    """What the kernel fills in for one side; the fields in the order of its arguments."""
+    """What the kernel fills in for one side."""
 
     def __init__(self, neurons: int, k: int) -> None:
         self.best = torch.empty(2, neurons, k, dtype=torch.float64)
@@ -101,7 +110,7 @@ class _Summary:
 
     def correlations(self, tokens: int, mine: Columns, theirs: Columns) -> Correlations:
         (top, bottom), (top_index, bottom_index) = self.best, self.index
-        stderr = rounding_stderr(top_index, tokens, mine, theirs)
+        stderr = rounding_stderr(top, top_index, tokens, mine, theirs)
         return Correlations(top, top_index, stderr, bottom, bottom_index, self.histogram, *self.moments)
 
 

@@ -9,7 +9,8 @@
 
 int8: scale D = absmax / 126.5; q = floor(fma(x - centre, 1/D, u)) with u uniform in [0, 1), so that E[D q] = x - centre exactly, whatever the tails: rounding
 to nearest is biased on heavy-tailed neurons and the bias does not fall with the number of tokens. |x - centre| / D <= 126.5, so nothing is ever clipped. Where
-D = 0, q = 0. The rounding adds the variance D^2 f (1 - f) to a token, f the fractional part; its mean over the chunk is `added_variance`, exact.
+D = 0, q = 0. The rounding adds the variance D^2 f (1 - f) to a token, f the fractional part; its mean over the chunk is `added_variance`, exact. It is larger
+where x is: the mean of (x - centre)^2 times it is `added_fourth`, from which the error of the correlation of two neurons that fire together is known.
 
 The float32 arithmetic is fixed to the bit (one rounding in x - centre, in D, in 1/D and in the fma), so every backend returns the same q.
 """
@@ -38,6 +39,7 @@ class Packed:
     scale           float32 [neurons]; ones unless int8
     centre          float32 [neurons]
     added_variance  float64 [neurons]: mean over the tokens of the variance that the rounding added; zeros unless int8
+    added_fourth    float64 [neurons]: mean over the tokens of that variance times (x - centre)^2; zeros unless int8
     layout          of data: "tokens,neurons"; "neurons,tokens" (int8); or "panels" (int8 on a CPU): [neurons / 16, tokens / 4, 16, 4], both rounded up, so that
                     64 neighbouring bytes are four tokens of sixteen neurons; tokens beyond the last are 0, neurons beyond the last anything
     precision       one of PRECISIONS
@@ -47,6 +49,7 @@ class Packed:
     scale: Tensor
     centre: Tensor
     added_variance: Tensor
+    added_fourth: Tensor
     layout: str
     precision: str
     neurons: int
@@ -63,6 +66,7 @@ class Packed:
             scale=self.scale[part],
             centre=self.centre[part],
             added_variance=self.added_variance[part],
+            added_fourth=self.added_fourth[part],
             neurons=end - start,
         )
 
@@ -97,10 +101,11 @@ def reference(x: Tensor, centre: Tensor, absmax: Tensor, token_key: Tensor, neur
     if precision != "int8":
         # Centred in float32 first, as every other backend does, except where float64 was asked for.
         data = x.double() - centre.double() if precision == "float64" else (x.float() - centre).to(DTYPES[precision])
-        return Packed(data, torch.ones_like(centre), centre, torch.zeros_like(centre, dtype=torch.float64), "tokens,neurons", precision, neurons, tokens)
+        none = torch.zeros_like(centre, dtype=torch.float64)
+        return Packed(data, torch.ones_like(centre), centre, none, none, "tokens,neurons", precision, neurons, tokens)
     scale, inverse = scales(absmax)
     data = torch.empty(neurons, tokens, dtype=torch.int8, device=x.device)
-    rounding = torch.zeros(neurons, dtype=torch.float64, device=x.device)
+    rounding = torch.zeros(2, neurons, dtype=torch.float64, device=x.device)
     for start in range(0, tokens, 1024):
         block = slice(start, start + 1024)
         centred = x[block].float() - centre  # [tokens, neurons]
@@ -108,7 +113,8 @@ def reference(x: Tensor, centre: Tensor, absmax: Tensor, token_key: Tensor, neur
         data[:, block] = fma(centred, inverse.expand_as(centred), dither(token_key[block], neuron_key)).floor().to(torch.int8).T
         y = centred.double() * inverse.double()
         fraction = y - y.floor()
-        rounding += (fraction * (1 - fraction)).sum(0)
+        added = fraction * (1 - fraction)
+        rounding += torch.stack([added.sum(0), (y * y * added).sum(0)])
     return packed_int8(data, scale, centre, rounding, "neurons,tokens", neurons, tokens)
 
 
@@ -121,9 +127,10 @@ def scales(absmax: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed_int8(data: Tensor, scale: Tensor, centre: Tensor, rounding: Tensor, layout: str, neurons: int, tokens: int) -> Packed:
-    """`Packed` of int8 data, rounding = sum over tokens of f (1 - f)."""
-    added = scale.double() ** 2 * rounding / max(tokens, 1)
-    return Packed(data, scale, centre, added, layout, "int8", neurons, tokens)
+    """`Packed` of int8 data; rounding, [2, neurons] = sums over tokens of f (1 - f) and of y^2 f (1 - f), f the fractional part of y = (x - centre) / D."""
+    square = scale.double() ** 2
+    variance, fourth = rounding / max(tokens, 1)
+    return Packed(data, scale, centre, square * variance, square**2 * fourth, layout, "int8", neurons, tokens)
 
 
 def empty_panels(neurons: int, tokens: int) -> Tensor:

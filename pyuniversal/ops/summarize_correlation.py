@@ -9,8 +9,12 @@
 r = (total - tokens shift_x shift_y^T) / sqrt(M2_x M2_y): the shift takes the centre of the product to the true mean. A neuron that never varies (M2 = 0) has r
 = NaN with everything; such pairs are skipped, in the moments and histogram as in the partners. r is raw: rounding noise may carry it beyond 1.
 
-The standard error of r is what stochastic rounding added (performance notes in `quantize`): (s_x^2 v_y + s_y^2 v_x + v_x v_y) / (tokens s_x^2 s_y^2) is its
-square, s^2 the variances and v the added ones; zero for the other precisions. It says nothing of the sampling of tokens.
+The standard error of r is what stochastic rounding added; zero for the other precisions. It says nothing of the sampling of tokens. Its square is
+(E[x^2 v_y] + E[y^2 v_x] + E[v_x v_y]) / (tokens s_x^2 s_y^2), x and y without their means, s^2 their variances, v_x and v_y the variances that rounding added
+to
+to the token, which are larger where x and y are. E[x^2 v_y] = s_x^2 E[v_y] for neurons that fire apart, and (s_x / s_y)^2 E[y^2 v_y] for those that fire
+together, x in proportion to y; between the two |r| is the weight. Measured on GELU neurons of Student-t factors (3 and 5 degrees of freedom; firing on 30 % to
+0.1 % of the tokens): error / stated has a standard deviation of 1.00 to 1.03 over best pairs; of up to 1.37 were all pairs taken as apart.
 """
 
 from __future__ import annotations
@@ -27,11 +31,19 @@ HISTOGRAM_EDGES = torch.linspace(-1, 1, 100, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Columns:
-    """One side of a block, float64 [neurons] each: M2 = sum (x - mean)^2, shift = mean - centre, added_variance as in `Packed`, averaged over all tokens."""
+    """One side of a block, float64 [neurons] each.
+
+    M2 = sum (x - mean)^2, shift = mean - centre, added_variance and added_fourth as in `Packed`, averaged over all tokens.
+    """
 
     M2: Tensor
     shift: Tensor
     added_variance: Tensor
+    added_fourth: Tensor
+
+    def some(self, index: Tensor | slice) -> Columns:
+        """The neurons that `index` picks."""
+        return Columns(*(field[index] for field in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ def check(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50
     require(tokens >= 2, op, f"a correlation needs at least 2 tokens, not {tokens}")
     require(top_k >= 1, op, f"top_k must be at least 1, not {top_k}")
     for name, side, length in (("x", x, total.shape[0]), ("y", y, total.shape[1])):
-        for field in ("M2", "shift", "added_variance"):
+        for field in ("M2", "shift", "added_variance", "added_fourth"):
             v = getattr(side, field)
             require(v.dtype == torch.float64 and list(v.shape) == [length], op, f"{name}.{field} must be float64 [{length}], not {describe(v)}")
             require(v.device == total.device, op, f"{name}.{field} is on {v.device}, total on {total.device}")
@@ -90,7 +102,7 @@ def _rows(total: Tensor, tokens: int, x: Columns, y: Columns, top_k: int) -> Cor
     parts = []
     for start in range(0, total.shape[0], 256):
         rows = slice(start, start + 256)
-        part = Columns(x.M2[rows], x.shift[rows], x.added_variance[rows])
+        part = x.some(rows)
         parts.append(_block(correlations(total[rows], tokens, part, y), tokens, part, y, k))
     return Correlations(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
@@ -100,16 +112,22 @@ def _block(r: Tensor, tokens: int, x: Columns, y: Columns, k: int) -> tuple[Tens
     valid = ~torch.isnan(r)
     top, top_index = _best(r, valid, k, largest=True)
     bottom, bottom_index = _best(r, valid, k, largest=False)
-    stderr = rounding_stderr(top_index, tokens, x, y)
+    stderr = rounding_stderr(top, top_index, tokens, x, y)
     return top, top_index, stderr, bottom, bottom_index, _histogram(r, valid), *_moments(r, valid)
 
 
-def rounding_stderr(index: Tensor, tokens: int, x: Columns, y: Columns) -> Tensor:
-    """Standard error from the rounding of the operands, of r of each neuron of x with those of y that `index` [neurons, k] names; NaN for -1."""
-    # v / s^2 of either side, with s^2 = M2 / tokens.
-    noise_x = (x.added_variance * tokens / x.M2)[:, None]
-    noise_y = (y.added_variance * tokens / y.M2)[index.clamp(min=0)]
-    return torch.sqrt((noise_x + noise_y + noise_x * noise_y) / tokens).where(index >= 0, torch.nan)
+def rounding_stderr(r: Tensor, index: Tensor, tokens: int, x: Columns, y: Columns) -> Tensor:
+    """Standard error from the rounding of the operands, of r [neurons, k] of each neuron of x with those of y that `index` names; NaN for -1."""
+    vx, wx = (f[:, None] for f in _relative(x, tokens))
+    vy, wy = (f[index.clamp(min=0)] for f in _relative(y, tokens))
+    shared = r.abs().clamp(max=1)
+    return torch.sqrt(((1 - shared) * (vx + vy) + shared * (wx + wy) + vx * vy) / tokens).where(index >= 0, torch.nan)
+
+
+def _relative(side: Columns, tokens: int) -> tuple[Tensor, Tensor]:
+    """E[v] / s^2 and E[x^2 v] / s^4, [neurons]."""
+    precision = tokens / side.M2
+    return side.added_variance * precision, side.added_fourth * precision**2
 
 
 def _best(r: Tensor, valid: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ def observe(
     max_tokens: int | None = None,
     seed: int = 0,
     chunk_tokens: int = 16_384,
-    batch_tokens: int = 4_096,
+    batch_tokens: int = 2_048,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Totals:

@@ -48,7 +48,8 @@ class Product:
         self.precision, self.seed, self.tokens = precision, seed, 0
         self.total = torch.zeros(x_neurons, y_neurons, dtype=dtype, device=device)
         self.centre: tuple[Tensor, Tensor] | None = None  # float32 [neurons] of either side, fixed by the first tokens
-        self.rounding = tuple(torch.zeros(n, dtype=torch.float64, device=device) for n in (x_neurons, y_neurons))  # summed over tokens
+        # Of either side [2, neurons]: added_variance and added_fourth of `Packed`, summed over tokens.
+        self.rounding = tuple(torch.zeros(2, n, dtype=torch.float64, device=device) for n in (x_neurons, y_neurons))
 
     def update(self, x: Tensor, y: Tensor, *, first_token: int | None = None) -> None:
         """Add tokens: x [tokens, x_neurons] and y [tokens, y_neurons] of the same tokens; at most 133,144 at a time for int8.
@@ -84,7 +85,7 @@ class Product:
         self.centre = (x.centre, y.centre)
         self.tokens += x.tokens
         for rounding, side in zip(self.rounding, (x, y), strict=True):
-            rounding += side.added_variance * side.tokens
+            rounding += torch.stack([side.added_variance, side.added_fourth]) * side.tokens
 
     def merge(self, other: Product) -> None:
         """Add the tokens that `other` holds: same neurons, precision and centre.
@@ -106,8 +107,8 @@ class Product:
         for mine, theirs in zip(self.rounding, other.rounding, strict=True):
             mine += theirs
 
-    def added_variance(self, side: int) -> Tensor:
-        """Mean variance that rounding added to one side (0: x, 1: y), float64 [neurons]."""
+    def added(self, side: int) -> Tensor:
+        """Means over all tokens of `added_variance` and `added_fourth` of one side (0: x, 1: y), float64 [2, neurons]; see `pyuniversal.ops.Packed`."""
         return self.rounding[side] / max(self.tokens, 1)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -19,7 +19,7 @@ from .histogram import Histogram
 from .moments import Moments
 from .product import Product
 
-FORMAT = 1
+FORMAT = 2
 SETS = ("r", "test", "all")
 # Files of any generation, and what a kill left of one that was being written; whatever else lies in the folder is the user's.
 OWN = re.compile(

@@ -106,9 +106,7 @@ def correlate(x: Tensor, y: Tensor, *, precision: str = "float32", top_k: int = 
     product.centre = (moments[0].mean().float(), moments[1].mean().float())
     for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         product.update(a, b)
-    sides = tuple(
-        Columns(m.field("M2"), m.mean() - c.double(), product.added_variance(i)) for i, (m, c) in enumerate(zip(moments, product.centre, strict=True))
-    )
+    sides = tuple(Columns(m.field("M2"), m.mean() - c.double(), *product.added(i)) for i, (m, c) in enumerate(zip(moments, product.centre, strict=True)))
     rows, columns = summarize_correlation(product.total, product.tokens, *sides, top_k=top_k)
     return Correlation(rows, product, (sides[0], sides[1]), columns)
 

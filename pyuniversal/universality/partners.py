@@ -18,7 +18,7 @@ def sides(totals: Totals, i: int, j: int) -> tuple[Columns, Columns]:
     both = []
     for side, source in enumerate((i, j)):
         moments = totals.site[source]
-        both.append(Columns(moments.field("M2", "r"), moments.field("mean", "r") - totals.centre[source].double(), product.added_variance(side)))
+        both.append(Columns(moments.field("M2", "r"), moments.field("mean", "r") - totals.centre[source].double(), *product.added(side)))
     return both[0], both[1]
 
 

@@ -35,6 +35,6 @@ def test_tensors_on_different_devices_are_refused_in_words():
     packed = pack(x, torch.zeros(2), torch.arange(3), source=0, seed=0, precision="float32")
     with pytest.raises(InputError, match="product_: total is on meta, x on cpu"):
         product_(torch.zeros(2, 2, device="meta"), packed, packed)
-    side = Columns(*(torch.ones(2, dtype=torch.float64),) * 3)
+    side = Columns(*(torch.ones(2, dtype=torch.float64),) * 4)
     with pytest.raises(InputError, match=r"summarize_correlation: x\.M2 is on cpu, total on meta"):
         summarize_correlation(torch.zeros(2, 2, device="meta"), 3, side, side)

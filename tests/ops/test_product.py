@@ -18,7 +18,7 @@ def integers(neurons: int, tokens: int, seed: int, *, scale: float = 1.0) -> Pac
     data[0] = 127
     data[-1] = -127
     ones = torch.ones(neurons)
-    return Packed(data, ones * scale, ones * 0, ones.double() * 0, "neurons,tokens", "int8", neurons, tokens)
+    return Packed(data, ones * scale, ones * 0, ones.double() * 0, ones.double() * 0, "neurons,tokens", "int8", neurons, tokens)
 
 
 def on(packed: Packed, device: str) -> Packed:
@@ -82,6 +82,7 @@ def test_contract_is_checked():
     many = Packed(
         torch.zeros(1, 1, dtype=torch.int8).expand(1, MAX_TOKENS + 1),
         torch.ones(1),
+        torch.zeros(1),
         torch.zeros(1),
         torch.zeros(1),
         "neurons,tokens",

@@ -53,14 +53,17 @@ def test_bit_for_bit_against_exact_fractions(backend):
         scale = to_float32(Fraction(absmax[n].item()) / Fraction("126.5"))
         inverse = Fraction(to_float32(1 / Fraction(scale)))
         assert packed.scale[n].item() == scale
-        variance = Fraction(0)
+        variance = fourth = Fraction(0)
         for t in range(40):
             centred = Fraction(to_float32(Fraction(x[t, n].item()) - Fraction(centre[n].item())))
             q = to_float32(centred * inverse + Fraction(u[t, n].item())) // 1
             assert unpack(packed)[t, n].item() == q
             fraction = centred * inverse % 1
-            variance += fraction * (1 - fraction) * Fraction(scale) ** 2 / 40
+            added = fraction * (1 - fraction) * Fraction(scale) ** 2 / 40
+            variance += added
+            fourth += added * (centred * inverse * Fraction(scale)) ** 2
         assert packed.added_variance[n].item() == pytest.approx(float(variance), rel=1e-12)
+        assert packed.added_fourth[n].item() == pytest.approx(float(fourth), rel=1e-12)
 
 
 def test_fma_has_one_rounding():
@@ -114,7 +117,7 @@ def test_other_precisions_are_centred_and_cast(backend, precision, dtype):
     expected = x.double() - centre.double() if precision == "float64" else (x - centre).to(dtype)
     assert torch.equal(unpack(packed), expected)
     assert packed.scale.tolist() == [1.0] * 7
-    assert packed.added_variance.tolist() == [0.0] * 7
+    assert packed.added_variance.tolist() == packed.added_fourth.tolist() == [0.0] * 7
 
 
 def test_columns_are_the_same_as_packing_them_alone(backend):

@@ -22,8 +22,11 @@ def block(n: int = 40, m: int = 25, tokens: int = 600, seed: int = 0):
     x[:, 7], y[:, 11] = 2.5, 0.0
     centre_x, centre_y = x.mean(0) + 0.1 * generator.standard_normal(n), y.mean(0) + 0.1
     total = (x - centre_x).T @ (y - centre_y)
+    noise = lambda n: torch.tensor(generator.uniform(0, 0.1, (2, n)))  # noqa: E731
     side = lambda v, c: Columns(  # noqa: E731
-        torch.tensor(((v - v.mean(0)) ** 2).sum(0) * (np.ptp(v, axis=0) > 0)), torch.tensor(v.mean(0) - c), torch.tensor(generator.uniform(0, 0.1, v.shape[1]))
+        torch.tensor(((v - v.mean(0)) ** 2).sum(0) * (np.ptp(v, axis=0) > 0)),
+        torch.tensor(v.mean(0) - c),
+        *noise(v.shape[1]),
     )
     with np.errstate(invalid="ignore"):
         exact = np.corrcoef(x.T, y.T)[:n, n:]
@@ -56,9 +59,13 @@ def test_against_numpy_and_scipy(backend, top_k):
                 assert torch.isnan(got.mean[n])
                 assert got.histogram[n].sum() == 0
                 continue
-            v = (mine.added_variance[n] * tokens / mine.M2[n]).item()
-            w = (theirs.added_variance[best] * tokens / theirs.M2[best]).numpy()
-            np.testing.assert_allclose(got.top_stderr[n, : len(best)].cpu(), np.sqrt((v + w + v * w) / tokens), rtol=1e-12)
+            sx, sy = (mine.M2[n] / tokens).item(), (theirs.M2[best] / tokens).numpy()
+            vx, vy = mine.added_variance[n].item(), theirs.added_variance[best].numpy()
+            apart = sx * vy + sy * vx
+            together = sx / sy * theirs.added_fourth[best].numpy() + sy / sx * mine.added_fourth[n].item()
+            weight = np.minimum(np.abs(r[n, best]), 1)
+            square = ((1 - weight) * apart + weight * together + vx * vy) / (tokens * sx * sy)
+            np.testing.assert_allclose(got.top_stderr[n, : len(best)].cpu(), np.sqrt(square), rtol=1e-9)
             np.testing.assert_array_equal(got.histogram[n].cpu(), np.histogram(r[n, alive], np.linspace(-1, 1, 100))[0])
             values = r[n, alive]
             expected = (values.mean(), values.var(), scipy.stats.skew(values), scipy.stats.kurtosis(values, fisher=False))
@@ -72,7 +79,7 @@ def test_float32_totals(backend):
 
 
 def test_raw_r_may_exceed_one_and_is_counted_in_the_last_bin(backend):
-    one = Columns(torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    one = Columns(torch.ones(2, dtype=torch.float64), *torch.zeros(3, 2, dtype=torch.float64))
     total = torch.tensor([[1.01, -1.02], [0.0, 1.0]])
     rows, _ = backend.run(summarize_correlation, *on(backend.device, total, 10, one, one), top_k=2)
     assert rows.top[0].tolist() == pytest.approx([1.01, -1.02])
@@ -87,14 +94,14 @@ def test_full_matrix():
 
 def unit(n: int) -> Columns:
     """A side for which r is the total."""
-    return Columns(torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))
+    return Columns(torch.ones(n, dtype=torch.float64), *torch.zeros(3, n, dtype=torch.float64))
 
 
 def neurons(n: int, seed: int = 0) -> Columns:
     """Sides whose r is the same on every machine: M2 are squares, since libraries round the roots of others in two ways."""
     generator = np.random.default_rng(seed)
     M2 = (generator.integers(1400, 2400, n) / 64) ** 2
-    return Columns(*map(torch.tensor, (M2, generator.uniform(-0.1, 0.1, n), generator.uniform(0, 0.1, n))))
+    return Columns(*map(torch.tensor, (M2, generator.uniform(-0.1, 0.1, n), *generator.uniform(0, 0.1, (2, n)))))
 
 
 def assert_summary(got, r: np.ndarray, k: int) -> None:

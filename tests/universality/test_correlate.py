@@ -61,6 +61,44 @@ def test_int8_errs_as_much_as_it_says():
     assert got.stderr[0, 0] > 0
 
 
+def firing(tokens: int, neurons: int, nu: float, rarest: float, seed: int) -> list[torch.Tensor]:
+    """Two models' GELU neurons on eight common Student-t factors: each fires on a share of the tokens, from a half down to `rarest`."""
+    generator = np.random.default_rng(seed)
+    factors = generator.standard_t(nu, (tokens, 8))
+    directions = generator.standard_normal((8, neurons))
+    directions /= np.linalg.norm(directions, axis=0)
+    sides = []
+    for _ in range(2):
+        shared = generator.uniform(0.3, 0.99, neurons)
+        pre = shared * (factors @ directions) + np.sqrt(1 - shared**2) * generator.standard_t(nu, (tokens, neurons))
+        pre /= pre.std(0)
+        threshold = np.diagonal(np.quantile(pre, 1 - np.geomspace(0.5, rarest, neurons), axis=0))
+        sides.append(torch.nn.functional.gelu(torch.tensor(3 * (pre - threshold))).float())
+    return sides
+
+
+@pytest.mark.parametrize("rarest", [0.3, 0.01, 0.001])
+@pytest.mark.parametrize("nu", [3, 5])
+def test_the_stated_error_holds_for_heavy_tails_and_rare_neurons(nu, rarest):
+    # Best pairs fire together, where the rounding is coarsest: taking the two sides as independent would understate their error by a third.
+    everything, best, slopes = [], [], []
+    for seed in range(4):
+        x, y = firing(16_384, 256, nu, rarest, seed)
+        got = correlate(x, y, precision="int8", seed=seed, top_k=256)
+        truth = torch.tensor(np.corrcoef(x.double().T, y.double().T)[:256, 256:]).gather(1, got.partner)  # [neurons, 256], of the same pairs
+        raw = got.summary.top
+        z = (raw - truth) / got.stderr
+        everything.append(z.flatten())
+        best.append(z[truth == truth.amax(1, keepdim=True)])
+        slopes.append(((raw * truth).sum() / (truth * truth).sum()).item())
+    everything, best = torch.cat(everything), torch.cat(best)
+    assert 0.9 < everything.std() < 1.1
+    assert 0.9 < best.std() < 1.1
+    assert everything.mean().abs() < 0.02
+    assert best.mean().abs() < 0.2  # pairs with a neuron in common err together: the mean of 256 has a standard error of 0.1
+    assert np.mean(slopes) == pytest.approx(1, abs=1e-3)
+
+
 def test_top_k_is_the_head_of_the_whole():
     x, y = pair(2000)
     whole = correlate(x, y, precision="float64")
