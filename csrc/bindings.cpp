@@ -5,6 +5,7 @@
 #include "dlpack.h"
 
 namespace pyuniversal::cpu {
+void dyadic_histogram_(const Tensor& counts, const Tensor& exponent, const Tensor& x, int threads);
 void histogram_(const Tensor& counts, const Tensor& x, const Tensor& edges, int threads);
 void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads, const std::string& activation);
 void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, int threads);
@@ -15,6 +16,7 @@ void quantize(const Tensor& data, const Tensor& rounding, const Tensor& x, const
 void summarize_correlation(const Tensor& total, int64_t tokens, const Tensor& x, const Tensor& y, const Tensor& edges, const Tensor& x_best,
                            const Tensor& x_index, const Tensor& x_histogram, const Tensor& x_moments, const Tensor& y_best, const Tensor& y_index,
                            const Tensor& y_histogram, const Tensor& y_moments, int threads);
+void token_sums_(const Tensor& sums, const Tensor& counts, const Tensor& x, const Tensor& ids, int threads);
 }  // namespace pyuniversal::cpu
 
 PYBIND11_MODULE(_C, module) {
@@ -23,8 +25,8 @@ PYBIND11_MODULE(_C, module) {
     using without_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
     module.doc() =
-        "Compiled ops: histogram_, moments_, product_, quantize, summarize_correlation. Contracts: pyuniversal/ops/<op>.py. Tensors are borrowed through "
-        "DLPack.";
+        "Compiled ops: dyadic_histogram_, histogram_, moments_, product_, quantize, summarize_correlation, token_sums_. Contracts: pyuniversal/ops/<op>.py. "
+        "Tensors are borrowed through DLPack.";
 #ifdef PYUNIVERSAL_HAS_CUDA
     module.attr("has_cuda") = true;
 #else
@@ -34,6 +36,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("instruction_sets", &cpu::instruction_sets, "all that this CPU has, the best last");
     module.def("peak", &cpu::peak, "kind"_a, "threads"_a, "seconds"_a, without_gil(), "operations a second over registers: int8 or float32");
     module.def("read_bandwidth", &cpu::read_bandwidth, "x"_a, "threads"_a, without_gil(), "bytes a second, reading x once");
+    module.def("dyadic_histogram_", &cpu::dyadic_histogram_, "counts"_a, "exponent"_a, "x"_a, "threads"_a, without_gil(),
+               "counts[n, bins / 2 + floor(x[t, n] / 2^exponent[n])] += 1, widened first so that all fit");
     module.def("histogram_", &cpu::histogram_, "counts"_a, "x"_a, "edges"_a, "threads"_a, without_gil(), "counts[n, #{edges < x[t, n]}] += 1");
     module.def("moments_", &cpu::moments_, "state"_a, "x"_a, "ends"_a, "threads"_a, "activation"_a = "", without_gil(),
                "merge the moments of x[:end] for each end");
@@ -43,4 +47,6 @@ PYBIND11_MODULE(_C, module) {
     module.def("summarize_correlation", &cpu::summarize_correlation, "total"_a, "tokens"_a, "x"_a, "y"_a, "edges"_a, "x_best"_a, "x_index"_a, "x_histogram"_a,
                "x_moments"_a, "y_best"_a, "y_index"_a, "y_histogram"_a, "y_moments"_a, "threads"_a, without_gil(),
                "what is kept of r = (total - tokens shift_x shift_y) / (scale_x scale_y)");
+    module.def("token_sums_", &cpu::token_sums_, "sums"_a, "counts"_a, "x"_a, "ids"_a, "threads"_a, without_gil(),
+               "sums[ids[t], n] += x[t, n], counts[ids[t]] += 1");
 }

@@ -24,6 +24,8 @@ _PUBLIC = {
     "Moments": "totals",
     "Product": "totals",
     "Histogram": "totals",
+    "DyadicHistogram": "totals",
+    "TokenSums": "totals",
     "Totals": "totals",
     "PyUniversalError": "errors",
     "InputError": "errors",

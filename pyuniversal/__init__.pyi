@@ -17,9 +17,11 @@ from .streaming import observe as observe
 from .tokens import Tokens as Tokens
 from .tokens import load_tokens as load_tokens
 from .tokens import tokenize as tokenize
+from .totals import DyadicHistogram as DyadicHistogram
 from .totals import Histogram as Histogram
 from .totals import Moments as Moments
 from .totals import Product as Product
+from .totals import TokenSums as TokenSums
 from .totals import Totals as Totals
 from .universality import Correlation as Correlation
 from .universality import correlate as correlate

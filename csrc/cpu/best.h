@@ -117,7 +117,7 @@ int64_t cut_back(const Best& best, int64_t line, int64_t size) {
         high = highs[lane] > high ? highs[lane] : high;
         sum += sums[lane];
     }
-    // The list is the tail of a distribution, nearly exponential: e^-0.75 = 47% of it lie above this. Bisection from there: 2.3 counts on average.
+    // The list is the tail of a distribution, nearly exponential: e^-0.75 = 47% of it lie above this. Bisection from there: 2.6 counts on average.
     double cut = low + 0.75 * (sum / static_cast<double>(size / kDoubles * kDoubles) - low);
     for (int trial = 0; trial < 32; ++trial) {
         const int64_t above = count(values, size, cut);

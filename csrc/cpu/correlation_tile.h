@@ -207,7 +207,7 @@ PYUNIVERSAL_INLINE void add_to_columns(const Best& best, const uint8_t* found, i
     for (int64_t i = 0; i < count; ++i) push(local, found[i], sign * r[found[i]], static_cast<int32_t>(index));
 }
 
-// What may be among the best of its row or column goes into their lists. All of a row are found first, without a branch for each: of 4096 r, 440 enter each
+// What may be among the best of its row or column goes into their lists. All of a row are found first, without a branch for each: of 4096 r, 450 enter each
 // list.
 PYUNIVERSAL_INLINE void find_best(const Tile& tile, const CorrelationTileWork& work, int64_t row, int64_t width) {
     static_assert(kStripe <= 256, "a column is found as a byte");

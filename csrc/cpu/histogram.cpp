@@ -1,66 +1,92 @@
-// Histograms of activations, exact for any ascending edges: the bin is guessed as if the edges were uniform, then held against the edges themselves.
+// Histograms of activations, exact for any ascending edges. Where edges are uniform, as the border verifies, the bin is a product and a truncation, and only
+// values close to an edge are held against the edge itself.
+#include "counters.h"
 #include "isa.h"
-#include "tile.h"
 
 namespace pyuniversal::cpu {
 
 struct HistogramWork {
     Activations x;
-    int64_t* counts;      // [neurons, bins]
-    const float* bounds;  // [bins + 1]: -inf, the edges, +inf: bin b holds bounds[b] < x <= bounds[b + 1]
+    int64_t* counts;     // [neurons, bins]
+    const float* edges;  // [bins - 1]: bin b holds edges[b - 1] < x <= edges[b]
     int64_t bins;
-    float origin, scale;  // of edges that are uniform; where they are not, the guess is bad, no more
+    bool uniform;
+    float origin, scale, doubt;  // of uniform edges: place(edge i) is i + 1 up to `doubt`
 };
-
-constexpr int64_t kHistogramWidth = 16;  // neurons of a tile: 64 bytes of a row, and the counters of 16 neurons (33 KB at 257 bins) stay in L1
 
 PYUNIVERSAL_KERNEL(histogram, HistogramWork)
 
 namespace PYUNIVERSAL_ISA {
 namespace {
 
-constexpr int64_t kRows = 256;  // tokens of a tile
-constexpr int64_t kWidth = kHistogramWidth;
+// Where x stands among uniform edges: below i + 1 if it is below edge i. It never falls as x rises, since each rounding keeps order.
+template <typename Value> PYUNIVERSAL_INLINE Value place(Value x, float origin, float scale) { return (x - origin) * scale + 1.0f; }
 
-// The number of edges below x, if they are uniform and x is no NaN. Not quite 1 is added, so that x on an edge is guessed right as well.
-PYUNIVERSAL_INLINE int32_t guess(const HistogramWork& work, float x) {
-    const float last = static_cast<float>(work.bins - 1);
-    float bin = (x - work.origin) * work.scale + 0.9999f;
-    bin = bin < last ? bin : last;
-    bin = bin > 0 ? bin : 0;
-    return static_cast<int32_t>(bin);
+PYUNIVERSAL_INLINE bool any(Ints mask) {
+    int32_t lanes[kFloats], found = 0;
+    store(lanes, mask);
+    for (int64_t i = 0; i < kFloats; ++i) found |= lanes[i];
+    return found != 0;
 }
 
-// The same, always right. A NaN is beyond every edge, as for torch.bucketize and numpy.searchsorted.
-PYUNIVERSAL_INLINE int64_t bin_of(const HistogramWork& work, float x, int32_t guessed) {
-    if (work.bounds[guessed] < x && x <= work.bounds[guessed + 1]) return guessed;
-    int64_t low = 0, high = work.bins - 1;  // edges at places [0, high) are what to search: the first that is not below x
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (work.bounds[middle + 1] >= x) {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
+// The counter of each value of a tile if edges are uniform; false where a value is so close to an edge that rounding may have moved it across.
+PYUNIVERSAL_INLINE bool find_bins(const HistogramWork& work, const float* tile, const int32_t* first, int64_t rows, int32_t* index) {
+    const float highest = static_cast<float>(work.bins) - 0.5f, sure = 0.5f - work.doubt;
+    Ints doubtful = {};
+    for (int64_t i = 0; i < rows * kWidth; i += kFloats) {
+        Floats y = place(load<Floats>(tile + i), work.origin, work.scale);
+        y = y < highest ? y : highest - Floats{};  // a NaN too
+        y = y > 0.5f ? y : 0.5f - Floats{};
+        const Ints bin = __builtin_convertvector(y, Ints);
+        const Floats from_middle = y - __builtin_convertvector(bin, Floats) - 0.5f;
+        doubtful |= (from_middle > sure) | (from_middle < -sure);
+        store(index + i, bin + load<Ints>(first + i % kWidth));
     }
-    return low;
+    return !any(doubtful);
+}
+
+// The same where it is false: x is beside its nearest edge, on one side or the other.
+PYUNIVERSAL_INLINE void find_bins_near_edges(const HistogramWork& work, const float* tile, const int32_t* first, int64_t rows, int32_t* index) {
+    const float highest = static_cast<float>(work.bins - 2);  // the last edge
+    for (int64_t i = 0; i < rows * kWidth; i += kFloats) {
+        Floats y = place(load<Floats>(tile + i), work.origin, work.scale) - 0.5f;
+        y = y < highest ? y : highest - Floats{};
+        store(index + i, __builtin_convertvector(y > 0 ? y : Floats{}, Ints));
+    }
+    const float* edges = work.edges;
+    for (int64_t i = 0; i < rows * kWidth; ++i) index[i] += first[i % kWidth] + (tile[i] <= edges[index[i]] ? 0 : 1);
+}
+
+// The same for any edges, by bisection without branches: how many are below x. A NaN is beyond every edge, as for torch.bucketize and numpy.searchsorted.
+PYUNIVERSAL_INLINE int64_t bisect(const float* edges, int64_t n, float x) {
+    int64_t low = 0;  // the answer lies in [low, low + n]
+    for (; n > 1; n -= n / 2) low += -static_cast<int64_t>(!(edges[low + n / 2 - 1] >= x)) & (n / 2);
+    return low + (n == 1 && !(edges[low] >= x) ? 1 : 0);
 }
 
 }  // namespace
 
 void histogram(const HistogramWork& work, int64_t first_block, int64_t last_block) {
     alignas(64) float tile[kRows * kWidth];
-    alignas(64) int32_t guesses[kRows * kWidth];
-    const int64_t neurons = work.x.neurons, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
-    for (int64_t token = 0; token < work.x.tokens; token += kRows) {
-        const int64_t rows = work.x.tokens - token < kRows ? work.x.tokens - token : kRows;
+    alignas(64) int32_t index[kRows * kWidth], first[kWidth];
+    for (int64_t i = 0; i < kWidth; ++i) first[i] = static_cast<int32_t>(i * work.bins);
+    const int64_t tokens = work.x.tokens, neurons = work.x.neurons, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
+    for (int64_t block = 0; block < tokens; block += kBlock) {
+        const int64_t end = tokens - block < kBlock ? tokens : block + kBlock;
         for (int64_t neuron = first_block * kWidth; neuron < last; neuron += kWidth) {
             const int64_t width = last - neuron < kWidth ? last - neuron : kWidth;
-            load_tile<kWidth>(tile, work.x, token, neuron, rows, width);
-            for (int64_t i = 0; i < rows * kWidth; ++i) guesses[i] = guess(work, tile[i]);
             int64_t* counts = work.counts + neuron * work.bins;
-            for (int64_t row = 0; row < rows; ++row) {
-                for (int64_t i = 0; i < width; ++i) ++counts[i * work.bins + bin_of(work, tile[row * kWidth + i], guesses[row * kWidth + i])];
+            for (int64_t token = block; token < end; token += kRows) {
+                const int64_t rows = end - token < kRows ? end - token : kRows;
+                load_counted(tile, work.x, token, neuron, rows, width);
+                if (!work.uniform) {
+                    for (int64_t row = 0; row < rows; ++row) {
+                        for (int64_t i = 0; i < width; ++i) ++counts[i * work.bins + bisect(work.edges, work.bins - 1, tile[row * kWidth + i])];
+                    }
+                    continue;
+                }
+                if (!find_bins(work, tile, first, rows, index)) find_bins_near_edges(work, tile, first, rows, index);
+                count(counts, index, rows, width);
             }
         }
     }
@@ -70,7 +96,7 @@ void histogram(const HistogramWork& work, int64_t first_block, int64_t last_bloc
 }  // namespace pyuniversal::cpu
 
 #ifdef PYUNIVERSAL_BORDER
-#include <limits>
+#include <cmath>
 
 #include "threads.h"
 
@@ -90,6 +116,19 @@ void check_arguments(const Tensor& counts, const Tensor& x, const Tensor& edges,
     }
 }
 
+// How far place() is off on the edges, with some slack for the arithmetic of the kernel; 1 if by so much that it is no guide. As place() never falls, what
+// holds on the edges holds between them.
+float doubt(const float* edges, int64_t n, float origin, float scale) {
+    if (n == 0 || n > (1 << 20)) return 1;  // counters of a tile fit int32
+    float most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const float off = std::fabs(generic::place(edges[i], origin, scale) - static_cast<float>(i + 1));
+        if (!(off < 0.125f)) return 1;  // a NaN too
+        most = std::max(most, off);
+    }
+    return most + 1e-6f;
+}
+
 }  // namespace
 
 // counts [neurons, bins] int64, x [tokens, neurons], edges [bins - 1] float32.
@@ -98,13 +137,11 @@ void histogram_(const Tensor& counts, const Tensor& x, const Tensor& edges, int 
     check_arguments(counts, x, edges, threads);
     const int64_t n = edges.size(0);
     const float* values = edges.data<const float>();
-    std::vector<float> bounds(values, values + n);
-    bounds.insert(bounds.begin(), -std::numeric_limits<float>::infinity());
-    bounds.push_back(std::numeric_limits<float>::infinity());
     const double spacing = n < 2 ? 1 : (static_cast<double>(values[n - 1]) - values[0]) / static_cast<double>(n - 1);
-    const HistogramWork work{view, counts.data<int64_t>(), bounds.data(), n + 1, n ? values[0] : 0, static_cast<float>(1 / spacing)};
+    const float origin = n ? values[0] : 0, scale = static_cast<float>(1 / spacing), off = doubt(values, n, origin, scale);
+    const HistogramWork work{view, counts.data<int64_t>(), values, n + 1, off < 1, origin, scale, off};
     auto kernel = PYUNIVERSAL_PICK(histogram);
-    split((view.neurons + kHistogramWidth - 1) / kHistogramWidth, threads, [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
+    split((view.neurons + kCountersWidth - 1) / kCountersWidth, threads, [&](int64_t begin, int64_t end) { kernel(work, begin, end); });
 }
 
 }  // namespace pyuniversal::cpu

@@ -27,6 +27,7 @@ constexpr int64_t kFloats = kBytes / 4, kDoubles = kBytes / 8;
 typedef float Floats __attribute__((vector_size(kBytes)));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 typedef uint32_t Words __attribute__((vector_size(kBytes)));
+typedef uint16_t HalfWords __attribute__((vector_size(kBytes / 2)));  // as many as there are Words
 typedef double Doubles __attribute__((vector_size(kBytes)));
 typedef int64_t Longs __attribute__((vector_size(kBytes)));
 typedef float HalfFloats __attribute__((vector_size(kBytes / 2)));  // as many as there are Doubles

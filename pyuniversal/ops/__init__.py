@@ -2,15 +2,17 @@
 
 import torch
 
+from .dyadic_histogram import LOWEST_EXPONENT, dyadic_histogram_, power_of_two, widen_
 from .histogram import PAPER_EDGES, histogram_
 from .moments import empty, merge_moments_, moments_
 from .product import product_
 from .quantize import PRECISIONS, Packed, absmax_about, quantize, unpack
 from .summarize_correlation import Columns, Correlations, correlations, summarize_correlation
+from .token_sums import token_sums_
 
 
 def backends(device: str, precision: str) -> dict[str, str]:
-    """Which implementation each op takes for float32 activations on a device: op -> backend; found by asking the op with the smallest arguments there are."""
+    """Which implementation each op of a run takes for float32 activations on a device: op -> backend; asks the op with the smallest arguments there are."""
     x, vector = torch.zeros(2, 1, device=device), torch.zeros(1, device=device)
     side = Columns(*(torch.ones(1, dtype=torch.float64, device=device),) * 4)
     keys = torch.zeros(2, dtype=torch.int32, device=device)
@@ -25,9 +27,10 @@ def backends(device: str, precision: str) -> dict[str, str]:
     }
 
 
-OPS = (moments_, quantize, product_, summarize_correlation, histogram_)
+OPS = (moments_, quantize, product_, summarize_correlation, histogram_, dyadic_histogram_, token_sums_)
 
 __all__ = [
+    "LOWEST_EXPONENT",
     "OPS",
     "PAPER_EDGES",
     "PRECISIONS",
@@ -37,11 +40,15 @@ __all__ = [
     "absmax_about",
     "backends",
     "correlations",
+    "dyadic_histogram_",
     "histogram_",
     "merge_moments_",
     "moments_",
+    "power_of_two",
     "product_",
     "quantize",
     "summarize_correlation",
+    "token_sums_",
     "unpack",
+    "widen_",
 ]

@@ -31,6 +31,14 @@ def _histogram(counts: Tensor, x: Tensor, edges: Tensor) -> None:
     _C.histogram_(counts, x, edges, torch.get_num_threads())
 
 
+def _dyadic_histogram(counts: Tensor, exponent: Tensor, x: Tensor) -> None:
+    _C.dyadic_histogram_(counts, exponent, x, torch.get_num_threads())
+
+
+def _token_sums(sums: Tensor, counts: Tensor, x: Tensor, ids: Tensor) -> None:
+    _C.token_sums_(sums, counts, x, ids.contiguous(), torch.get_num_threads())
+
+
 def _why_not_quantize(x: Tensor, *_: Tensor, precision: str) -> str | None:
     return _why_not(x) if precision == "int8" else f"does not pack {precision}"
 
@@ -117,5 +125,7 @@ class _Summary:
 quantize = Implementation(run=_quantize, why_not=_why_not_quantize)
 moments_ = Implementation(run=_moments, why_not=lambda state, x, ends, **_: _why_not(x))
 histogram_ = Implementation(run=_histogram, why_not=lambda counts, x, edges: _why_not(x))
+dyadic_histogram_ = Implementation(run=_dyadic_histogram, why_not=lambda counts, exponent, x: _why_not(x))
+token_sums_ = Implementation(run=_token_sums, why_not=lambda sums, counts, x, ids: _why_not(x))
 product_ = Implementation(run=_product, why_not=_why_not_product)
 summarize_correlation = Implementation(run=_summarize_correlation, why_not=_why_not_summary)

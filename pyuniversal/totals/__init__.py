@@ -1,8 +1,9 @@
 """Streaming state: what is kept of the tokens seen so far. Each class has update, merge, save and load."""
 
-from .histogram import Histogram
+from .histogram import DyadicHistogram, Histogram
 from .moments import Moments, first_bad
 from .product import Product, pack
+from .token_sums import TokenSums
 from .totals import SETS, SourceInfo, Totals
 
-__all__ = ["SETS", "Histogram", "Moments", "Product", "SourceInfo", "Totals", "first_bad", "pack"]
+__all__ = ["SETS", "DyadicHistogram", "Histogram", "Moments", "Product", "SourceInfo", "TokenSums", "Totals", "first_bad", "pack"]

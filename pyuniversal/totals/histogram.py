@@ -1,4 +1,4 @@
-"""Streaming histogram of neurons between fixed edges: update, merge, save, load."""
+"""Streaming histograms of neurons, between fixed edges or in bins that widen by themselves: update, merge, save, load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..ops import PAPER_EDGES, histogram_
+from ..ops import LOWEST_EXPONENT, PAPER_EDGES, dyadic_histogram_, histogram_, power_of_two, widen_
 from ._state import load_state, save_state
 
 
@@ -53,4 +53,76 @@ class Histogram:
         tensors, _ = load_state(path, "histogram", device)
         histogram = cls(tensors["counts"].shape[0], edges=tensors["edges"], device=device)
         histogram.counts = tensors["counts"]
+        return histogram
+
+
+class DyadicHistogram:
+    """Counts of each neuron's activations in equal bins whose width is a power of two of its own, the smallest for which all values so far fit.
+
+    Needs no range in advance, loses nothing beyond it, and does not depend on the order of tokens, batches or merges. NaN and Inf are counted nowhere.
+
+    Args:
+        neurons: number of columns.
+        bins: how many, even, 4 to 65,536; half of them are below 0.
+        device: that of the activations.
+
+    Attributes:
+        counts: int64 [neurons, bins].
+        exponent: int32 [neurons]: the bins of a neuron are 2^exponent wide; -126, the lowest, where nothing was seen.
+
+    Example:
+        >>> h = DyadicHistogram(1, bins=4)
+        >>> h.update(torch.tensor([[0.5], [1.5], [-2.0]]))
+        >>> h.edges(0).tolist(), h.counts[0].tolist()
+        ([-2.0, -1.0, 0.0, 1.0, 2.0], [1, 0, 1, 1])
+        >>> h.update(torch.tensor([[2.0]]))
+        >>> h.edges(0).tolist(), h.counts[0].tolist()
+        ([-4.0, -2.0, 0.0, 2.0, 4.0], [0, 1, 2, 1])
+    """
+
+    def __init__(self, neurons: int, *, bins: int = 256, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(neurons, bins, dtype=torch.int64, device=device)
+        self.exponent = torch.full((neurons,), LOWEST_EXPONENT, dtype=torch.int32, device=device)
+
+    def update(self, x: Tensor) -> None:
+        """Add the tokens of x, [tokens, neurons].
+
+        Raises:
+            InputError: x has other neurons, or the number of bins is none of the allowed.
+        """
+        dyadic_histogram_(self.counts, self.exponent, x)
+
+    def merge(self, other: DyadicHistogram) -> None:
+        """Add the tokens that `other` holds, which stays as it is.
+
+        Raises:
+            InputError: it has other neurons or another number of bins.
+        """
+        if other.counts.shape != self.counts.shape:
+            raise InputError(f"cannot merge a histogram of [neurons, bins] = {list(other.counts.shape)} into one of {list(self.counts.shape)}")
+        counts, exponent = (t.to(self.counts.device, copy=True) for t in (other.counts, other.exponent))
+        to = torch.maximum(exponent, self.exponent)
+        widen_(counts, exponent, to)
+        widen_(self.counts, self.exponent, to)
+        self.counts += counts
+
+    def edges(self, neuron: int) -> Tensor:
+        """Bounds of one neuron's bins, float64 [bins + 1]: bin i holds edges[i] <= x < edges[i + 1]."""
+        half = self.counts.shape[1] // 2
+        return torch.arange(-half, half + 1) * power_of_two(self.exponent[neuron].cpu())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a safetensors file, atomically."""
+        save_state(path, "dyadic histogram", {"counts": self.counts, "exponent": self.exponent}, {})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> DyadicHistogram:
+        """Read what `save` wrote, onto `device`.
+
+        Raises:
+            FileError: absent, damaged, or not such a histogram.
+        """
+        tensors, _ = load_state(path, "dyadic histogram", device)
+        histogram = cls(0, device=device)
+        histogram.counts, histogram.exponent = tensors["counts"], tensors["exponent"]
         return histogram

@@ -45,6 +45,31 @@ def test_uneven_edges(backend):
     assert counts.tolist() == [[1, 1, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_beside_every_edge(backend, dtype):
+    # The kernel finds bins of uniform edges by arithmetic, and trusts it only so far from an edge: values at all distances, from the next float to half a bin,
+    # some of them alone among values in the middle of bins.
+    steps = torch.tensor([1.0, 2, 10, 100, 1e3, 1e4, 1e5]) * 2.0**-20
+    for edges in (PAPER_EDGES, torch.linspace(-0.7, 1.3, 33), torch.linspace(1e4, 1e4 + 1, 100), torch.linspace(-1e30, 1e30, 7)):
+        width = edges[1] - edges[0]
+        beside = torch.cat([edges + sign * step * width for step in steps for sign in (-1, 1)])
+        beside = torch.cat([edges, torch.nextafter(edges, torch.tensor(torch.inf)), torch.nextafter(edges, torch.tensor(-torch.inf)), beside])
+        middle = ((edges[0] + width / 2)[None].expand(len(beside), 1)).clone()
+        middle[:: 64 + 5] = beside[:: 64 + 5, None]
+        x = torch.cat([beside[:, None].repeat(1, 16), middle.repeat(1, 3)], dim=1).nan_to_num().to(dtype)
+        counts = torch.zeros(19, len(edges) + 1, dtype=torch.int64, device=backend.device)
+        backend.run(histogram_, counts, x.to(backend.device), edges.to(backend.device))
+        np.testing.assert_array_equal(counts.cpu(), expected(x.double().numpy(), edges.double().numpy()))
+
+
+def test_zeros_and_any_bits(backend):
+    bits = torch.from_numpy(np.random.default_rng(0).integers(-(2**31), 2**31, (500, 18)).astype(np.int32)).view(torch.float32)
+    x = torch.cat([bits, torch.zeros(100, 18), -torch.zeros(100, 18)])  # an edge of the paper's lies 1.6e-7 above 0
+    counts = torch.zeros(18, 257, dtype=torch.int64, device=backend.device)
+    backend.run(histogram_, counts, x.to(backend.device), PAPER_EDGES.to(backend.device))
+    np.testing.assert_array_equal(counts.cpu(), expected(x.double().numpy(), PAPER_EDGES.double().numpy()))
+
+
 def test_contract_is_checked():
     with pytest.raises(InputError, match="edges must increase"):
         histogram_(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(4, 2), torch.tensor([1.0, 1.0]))
