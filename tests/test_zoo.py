@@ -110,4 +110,4 @@ def test_the_test_loss_of_one_seed(tokens):
     loss = sum(losses) / rows[:, 1:].numel()
     published = json.loads((path / "training.json").read_text())["test_loss"]
     assert loss == pytest.approx(published, abs=0.02)
-    assert f"| 3 | 4,395 | 9,000,960 | {loss:.2f}" in (zoo.tokens().parent / "README.md").read_text(encoding="utf-8")
+    assert f"| 3 | 9,766 | 20,000,768 | {loss:.2f}" in (zoo.tokens().parent / "README.md").read_text(encoding="utf-8")
