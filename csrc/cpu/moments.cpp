@@ -27,7 +27,6 @@ namespace {
 
 // A tile of 128 x 64 floats is 32 KiB, which stays in L1. Its rows are part of the result: they fix the order of the additions.
 constexpr int64_t kRows = kTileRows, kWidth = kTileWidth;
-constexpr int kHalves = 2;  // a vector of floats is two of doubles
 
 using Lanes = double[kWidth];
 
@@ -62,15 +61,17 @@ template <int Vectors> PYUNIVERSAL_INLINE void first_look(const float* tile, int
     }
 }
 
-// Sums of powers of x - centre, of kFloats neurons from the lane `at` on.
-PYUNIVERSAL_INLINE void second_look(const float* tile, int64_t rows, Reduced& out, int64_t at, const Ahead& ahead) {
-    Doubles centre[kHalves], sum[kHalves] = {}, sum2[kHalves] = {}, sum3[kHalves] = {}, sum4[kHalves] = {};
-#pragma GCC unroll 2
-    for (int half = 0; half < kHalves; ++half) centre[half] = load_doubles(out.centre + at + half * kDoubles);
+// Sums of powers of x - centre, of Halves * kDoubles neurons from the lane `at` on. Four halves at once leave no sum waiting for the one before, where there
+// are registers for them.
+template <int Halves> PYUNIVERSAL_INLINE void second_look(const float* tile, int64_t rows, Reduced& out, int64_t at, const Ahead& ahead) {
+    Doubles centre[Halves], sum[Halves] = {}, sum2[Halves] = {}, sum3[Halves] = {}, sum4[Halves] = {};
+#pragma GCC unroll 4
+    for (int half = 0; half < Halves; ++half) centre[half] = load_doubles(out.centre + at + half * kDoubles);
     for (int64_t row = 0; row < rows; ++row) {
-        ahead.fetch(at / kFloats * kRows + row);
 #pragma GCC unroll 2
-        for (int half = 0; half < kHalves; ++half) {
+        for (int line = 0; line < Halves / 2; ++line) ahead.fetch(at / kFloats * kRows + row * (Halves / 2) + line);
+#pragma GCC unroll 4
+        for (int half = 0; half < Halves; ++half) {
             const Doubles d = load_doubles(tile + row * kWidth + at + half * kDoubles) - centre[half], square = d * d;
             sum[half] += d;
             sum2[half] += square;
@@ -78,8 +79,8 @@ PYUNIVERSAL_INLINE void second_look(const float* tile, int64_t rows, Reduced& ou
             sum4[half] = multiply_add(square, square, sum4[half]);
         }
     }
-#pragma GCC unroll 2
-    for (int half = 0; half < kHalves; ++half) {
+#pragma GCC unroll 4
+    for (int half = 0; half < Halves; ++half) {
         const int64_t lane = at + half * kDoubles;
         store(out.sum + lane, sum[half]);
         store(out.sum2 + lane, sum2[half]);
@@ -125,7 +126,8 @@ void reduce(const float* tile, int64_t rows, Lanes* fields, const Ahead& ahead) 
     for (int64_t i = 0; bad && i < kWidth; ++i) {
         if (!(reduced.centre[i] - reduced.centre[i] == 0)) repair(tile, rows, reduced, i);
     }
-    for (int64_t at = 0; at < kWidth; at += kFloats) second_look(tile, rows, reduced, at, ahead);
+    constexpr int kHalves = kBytes == 64 ? 4 : 2;
+    for (int64_t at = 0; at < kWidth; at += kHalves * kDoubles) second_look<kHalves>(tile, rows, reduced, at, ahead);
     moments_of(reduced, rows, fields);
 }
 
