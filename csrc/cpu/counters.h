@@ -1,34 +1,44 @@
-// Counting the values of a small tile, one counter each: what histograms have in common once the counters are found.
+// Counting values, one counter each: what histograms have in common.
 #pragma once
 
 #include "tile.h"
 
 namespace pyuniversal::cpu {
 
-constexpr int64_t kCountersWidth = 16;  // neurons of a tile: 64 bytes of a row, and the counters of 16 neurons (33 KB at 257 bins) stay in L1
+constexpr int64_t kCountersWidth = 16;  // neurons whose counters are in L1 together: 33 KB at 257 bins, few of which are much used
 
 namespace PYUNIVERSAL_ISA {
 namespace {
 
-constexpr int64_t kWidth = kCountersWidth;
-constexpr int64_t kRows = 64;    // tokens of a tile: it and the places of its counters take 8 KB
-constexpr int64_t kBlock = 256;  // tokens counted before the next neurons: pages of so many rows are visited together
+constexpr int64_t kWidth = kCountersWidth, kRows = kTileRows;
 
-// As load_tile, and ask for the same rows of the next neurons, which come once kBlock tokens are counted: 1.1 to 1.2 times as fast.
-PYUNIVERSAL_INLINE void load_counted(float* tile, const Activations& x, int64_t token, int64_t neuron, int64_t rows, int64_t width) {
-    load_tile<kWidth>(tile, x, token, neuron, rows, width);
-    const int64_t size = x.type == Float::float32 ? 4 : 2;
-    const char* next = static_cast<const char*>(x.data) + (token * x.stride + neuron + width) * size;
-    for (int64_t row = 0; row < rows; ++row) __builtin_prefetch(next + row * x.stride * size);
-}
-
-// index [rows, kWidth]: the counter of each value.
-PYUNIVERSAL_INLINE void count(int64_t* counts, const int32_t* index, int64_t rows, int64_t width) {
-    for (int64_t row = 0; row < rows; ++row, index += kWidth) {
-        if (width == kWidth) {
-            for (int64_t i = 0; i < kWidth; ++i) ++counts[index[i]];
-        } else {
-            for (int64_t i = 0; i < width; ++i) ++counts[index[i]];
+// Call find(tile, rows, neuron, width, index) for all tokens and the neurons [first, last), a few at a time: tile float [rows, kTileWidth] holds `width`
+// neurons from `neuron` on, and index int32 [rows, kWidth] is to become the counters of their values. All tokens of 256 neurons come before the next ones, so
+// that their counters stay in L2: 1.2 to 1.4 times as fast as going on to the next after 256 tokens where rows are 3,072 long, 1.6 to 2.4 times where they are
+// 8,192.
+template <typename Find> PYUNIVERSAL_INLINE void count_all(const Activations& x, int64_t first, int64_t last, int64_t* counts, int64_t bins, const Find& find) {
+    constexpr int64_t kStrip = Tiles::kSide * kTileWidth;
+    alignas(64) int32_t index[kRows * kWidth];
+    for (int64_t strip = first; strip < last; strip += kStrip) {
+        for (Tiles tiles(x, strip, last - strip < kStrip ? last : strip + kStrip, 0, x.tokens); tiles.next();) {
+            for (int64_t begin = 0; begin < tiles.width; begin += kTileWidth) {
+                const Ahead ahead = tiles.ahead();
+                for (int64_t at = 0; at < kTileWidth && begin + at < tiles.width; at += kWidth) {
+                    const int64_t neuron = tiles.neuron + begin + at, left = last - neuron, width = left < kWidth ? left : kWidth;
+                    int64_t* to = counts + neuron * bins;
+                    find(tiles.tile(begin / kTileWidth) + at, tiles.rows, neuron, width, index);
+                    for (int64_t row = 0; row < tiles.rows; ++row) {
+                        ahead.fetch(at / kWidth * kRows + row);
+                        const int32_t* places = index + row * kWidth;
+                        if (width == kWidth) {
+                            for (int64_t i = 0; i < kWidth; ++i) ++to[places[i]];
+                        } else {
+                            for (int64_t i = 0; i < width; ++i) ++to[places[i]];
+                        }
+                    }
+                }
+                tiles.load();
+            }
         }
     }
 }

@@ -16,61 +16,51 @@ PYUNIVERSAL_KERNEL(dyadic_histogram, DyadicWork)
 namespace PYUNIVERSAL_ISA {
 namespace {
 
-// 2^k and 2^-k, where 2^k is at least the smallest normal float. From 2^128 on, which no float reaches, every x lies in one of the two bins about 0:
-// zeros for both say so.
-PYUNIVERSAL_INLINE float power(int32_t k) { return k < 128 ? bits_to_float(static_cast<uint32_t>(k + 127) << 23) : 0.0f; }
-PYUNIVERSAL_INLINE float inverse_power(int32_t k) { return k < 127 ? bits_to_float(static_cast<uint32_t>(127 - k) << 23) : k == 127 ? 0x1p-127f : 0.0f; }
-
-// What the bins of exponent k hold: -reach <= x < reach; Inf where they hold every finite float.
-PYUNIVERSAL_INLINE float reach(int64_t bins, int32_t k) { return k < 128 ? static_cast<float>(bins / 2) * power(k) : __builtin_inff(); }
-
+// What there is to know of the bins of kWidth neurons.
 struct Lanes {
-    alignas(64) float step[kWidth], inverse[kWidth];
-    alignas(64) int32_t reach[kWidth];  // the bits: of numbers above zero, floats and their bits have one order
-    alignas(64) int32_t zero[kWidth];   // the counter of the bin that begins at 0
+    alignas(64) float step[kWidth], inverse[kWidth];  // 2^k and 2^-k
+    alignas(64) int32_t reach[kWidth];                // the bits of 2^k bins / 2, which no |x| reaches: of floats above 0, bits and values have one order
+    alignas(64) int32_t zero[kWidth];                 // the counter of the bin that begins at 0
 };
 
-PYUNIVERSAL_INLINE void set(Lanes& lanes, int64_t i, int32_t exponent, int64_t bins) {
-    lanes.step[i] = power(exponent);
-    lanes.inverse[i] = inverse_power(exponent);
-    lanes.reach[i] = static_cast<int32_t>(float_to_bits(reach(bins, exponent)));
-    lanes.zero[i] = static_cast<int32_t>(i * bins + bins / 2);
+// From 2^128 on, which no float reaches, every x lies in one of the two bins about 0; zeros for 2^k and 2^-k say so. 2^-127 is subnormal.
+PYUNIVERSAL_INLINE void describe(Lanes& lanes, const int32_t* exponent, int64_t width, int64_t bins) {
+    alignas(64) int32_t exponents[kWidth] = {};
+    for (int64_t i = 0; i < width; ++i) exponents[i] = exponent[i] < 128 ? exponent[i] : 128;
+    for (int64_t lane = 0; lane < kWidth; lane += kFloats) {
+        const Ints k = load<Ints>(exponents + lane);
+        const Ints inside = k < 128, step = inside & ((k + 127) << 23);
+        store(lanes.step + lane, step);
+        store(lanes.inverse + lane, ((k < 127) & ((127 - k) << 23)) | ((k == 127) & 0x00400000));
+        const Ints reach = reinterpret_cast<Ints>(reinterpret_cast<Floats>(step) * static_cast<float>(bins / 2));
+        store(lanes.reach + lane, (inside & reach) | (~inside & 0x7f800000));
+    }
+    for (int64_t i = 0; i < kWidth; ++i) lanes.zero[i] = static_cast<int32_t>(i * bins + bins / 2);
 }
 
 PYUNIVERSAL_INLINE bool finite(float x) { return (float_to_bits(x) & 0x7fffffffu) < 0x7f800000u; }
 
-// Join the bins of one neuron pairwise until the finite values of column `i` fit.
-void widen(const DyadicWork& work, int64_t neuron, const float* tile, int64_t rows, int64_t i) {
+// Join the bins of one neuron pairwise until the finite values of a column fit: -2^k half <= x < 2^k half.
+void join(int64_t* counts, int32_t* exponent, int64_t half, const float* column, int64_t rows) {
     float low = 0, high = 0;
     for (int64_t row = 0; row < rows; ++row) {
-        const float x = tile[row * kWidth + i];
+        const float x = column[row * kTileWidth];
         if (!finite(x)) continue;
         low = x < low ? x : low;
         high = x > high ? x : high;
     }
-    int32_t k = work.exponent[neuron];
-    while (!(high < reach(work.bins, k) && low >= -reach(work.bins, k))) ++k;
-    const int32_t by = k - work.exponent[neuron] < 32 ? k - work.exponent[neuron] : 32;
+    int32_t by = 0;
+    double reach = static_cast<double>(half) * __builtin_ldexp(1.0, *exponent);
+    for (; !(high < reach && low >= -reach); ++by) reach *= 2;
     if (by == 0) return;
-    work.exponent[neuron] = k;
-    int64_t *above = work.counts + neuron * work.bins + work.bins / 2, *below = above - 1;  // bins i and -1 - i go to i / 2 and -1 - i / 2
-    for (int64_t bin = 0; bin < work.bins / 2; ++bin) {
+    *exponent += by;
+    by = by < 32 ? by : 32;
+    int64_t *above = counts + half, *below = above - 1;  // bins i and -1 - i go to i / 2 and -1 - i / 2
+    for (int64_t bin = 0; bin < half; ++bin) {
         const int64_t a = above[bin], b = below[-bin];
         above[bin] = below[-bin] = 0;
         above[bin >> by] += a;
         below[-(bin >> by)] += b;
-    }
-}
-
-// The counter of each value. The quotient x 2^-k, truncated, times 2^k is exact, and above x just where floor is one less: also where the quotient itself
-// underflows to zero.
-PYUNIVERSAL_INLINE void find_dyadic_bins(const Lanes& lanes, const float* tile, int64_t rows, int32_t* index) {
-    for (int64_t i = 0; i < rows * kWidth; i += kFloats) {
-        const int64_t lane = i % kWidth;
-        const Floats x = load<Floats>(tile + i);
-        const Ints truncated = __builtin_convertvector(x * load<Floats>(lanes.inverse + lane), Ints);
-        const Ints less = x < __builtin_convertvector(truncated, Floats) * load<Floats>(lanes.step + lane);  // -1 where it holds
-        store(index + i, load<Ints>(lanes.zero + lane) + truncated + less);
     }
 }
 
@@ -79,29 +69,22 @@ PYUNIVERSAL_INLINE void find_beyond(const Lanes& lanes, const float* tile, int64
     for (int64_t lane = 0; lane < kWidth; lane += kFloats) {
         Ints largest = {};
         for (int64_t row = 0; row < rows; ++row) {
-            const Ints magnitude = load<Ints>(tile + row * kWidth + lane) & 0x7fffffff;
+            const Ints magnitude = load<Ints>(tile + row * kTileWidth + lane) & 0x7fffffff;
             largest = magnitude > largest ? magnitude : largest;
         }
         store(beyond + lane, largest >= load<Ints>(lanes.reach + lane));
     }
 }
 
-void count_dyadic(const DyadicWork& work, Lanes& lanes, const float* tile, int64_t neuron, int64_t rows, int64_t width) {
-    alignas(64) int32_t index[kRows * kWidth], beyond[kWidth];
-    int64_t* counts = work.counts + neuron * work.bins;
-    find_beyond(lanes, tile, rows, beyond);
-    int32_t special = 0;
-    for (int64_t i = 0; i < width; ++i) {
-        if (beyond[i] == 0) continue;
-        widen(work, neuron + i, tile, rows, i);
-        set(lanes, i, work.exponent[neuron + i], work.bins);
-        special = 1;
-    }
-    find_dyadic_bins(lanes, tile, rows, index);
-    if (special == 0) return count(counts, index, rows, width);
+// The counter of each value. The quotient x 2^-k, truncated, times 2^k is exact, and above x just where floor is one less: also where the quotient itself
+// underflows to zero.
+PYUNIVERSAL_INLINE void find_bins(const Lanes& lanes, const float* tile, int64_t rows, int32_t* index) {
     for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t i = 0; i < width; ++i) {
-            if (finite(tile[row * kWidth + i])) ++counts[index[row * kWidth + i]];
+        for (int64_t lane = 0; lane < kWidth; lane += kFloats) {
+            const Floats x = load<Floats>(tile + row * kTileWidth + lane);
+            const Ints truncated = __builtin_convertvector(x * load<Floats>(lanes.inverse + lane), Ints);
+            const Ints less = x < __builtin_convertvector(truncated, Floats) * load<Floats>(lanes.step + lane);  // -1 where it holds
+            store(index + row * kWidth + lane, load<Ints>(lanes.zero + lane) + truncated + less);
         }
     }
 }
@@ -109,21 +92,31 @@ void count_dyadic(const DyadicWork& work, Lanes& lanes, const float* tile, int64
 }  // namespace
 
 void dyadic_histogram(const DyadicWork& work, int64_t first_block, int64_t last_block) {
-    alignas(64) float tile[kRows * kWidth];
-    const int64_t tokens = work.x.tokens, neurons = work.x.neurons, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
-    for (int64_t block = 0; block < tokens; block += kBlock) {
-        const int64_t end = tokens - block < kBlock ? tokens : block + kBlock;
-        for (int64_t neuron = first_block * kWidth; neuron < last; neuron += kWidth) {
-            const int64_t width = last - neuron < kWidth ? last - neuron : kWidth;
-            Lanes lanes = {};
-            for (int64_t i = 0; i < width; ++i) set(lanes, i, work.exponent[neuron + i], work.bins);
-            for (int64_t token = block; token < end; token += kRows) {
-                const int64_t rows = end - token < kRows ? end - token : kRows;
-                load_counted(tile, work.x, token, neuron, rows, width);
-                count_dyadic(work, lanes, tile, neuron, rows, width);
+    const int64_t neurons = work.x.neurons, end = last_block * kWidth < neurons ? last_block * kWidth : neurons;
+    count_all(work.x, first_block * kWidth, end, work.counts, work.bins, [&](const float* tile, int64_t rows, int64_t neuron, int64_t width, int32_t* index) {
+        int32_t* exponent = work.exponent + neuron;
+        int64_t* counts = work.counts + neuron * work.bins;
+        alignas(64) int32_t beyond[kWidth];
+        Lanes lanes;
+        describe(lanes, exponent, width, work.bins);
+        find_beyond(lanes, tile, rows, beyond);
+        bool any = false;
+        for (int64_t i = 0; i < width; ++i) {
+            if (beyond[i] == 0) continue;
+            join(counts + i * work.bins, exponent + i, work.bins / 2, tile + i, rows);
+            any = true;
+        }
+        if (any) describe(lanes, exponent, width, work.bins);
+        find_bins(lanes, tile, rows, index);
+        if (!any) return;
+        for (int64_t row = 0; row < rows; ++row) {
+            for (int64_t i = 0; i < width; ++i) {
+                if (finite(tile[row * kTileWidth + i])) continue;
+                index[row * kWidth + i] = lanes.zero[i];  // where it will be counted, so once less
+                --counts[lanes.zero[i]];
             }
         }
-    }
+    });
 }
 
 }  // namespace PYUNIVERSAL_ISA

@@ -33,63 +33,55 @@ PYUNIVERSAL_INLINE bool any(Ints mask) {
 PYUNIVERSAL_INLINE bool find_bins(const HistogramWork& work, const float* tile, const int32_t* first, int64_t rows, int32_t* index) {
     const float highest = static_cast<float>(work.bins) - 0.5f, sure = 0.5f - work.doubt;
     Ints doubtful = {};
-    for (int64_t i = 0; i < rows * kWidth; i += kFloats) {
-        Floats y = place(load<Floats>(tile + i), work.origin, work.scale);
-        y = y < highest ? y : highest - Floats{};  // a NaN too
-        y = y > 0.5f ? y : 0.5f - Floats{};
-        const Ints bin = __builtin_convertvector(y, Ints);
-        const Floats from_middle = y - __builtin_convertvector(bin, Floats) - 0.5f;
-        doubtful |= (from_middle > sure) | (from_middle < -sure);
-        store(index + i, bin + load<Ints>(first + i % kWidth));
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t lane = 0; lane < kWidth; lane += kFloats) {
+            Floats y = place(load<Floats>(tile + row * kTileWidth + lane), work.origin, work.scale);
+            y = y < highest ? y : highest - Floats{};  // a NaN too
+            y = y > 0.5f ? y : 0.5f - Floats{};
+            const Ints bin = __builtin_convertvector(y, Ints);
+            const Floats from_middle = y - __builtin_convertvector(bin, Floats) - 0.5f;
+            doubtful |= (from_middle > sure) | (from_middle < -sure);
+            store(index + row * kWidth + lane, bin + load<Ints>(first + lane));
+        }
     }
     return !any(doubtful);
 }
 
-// The same where it is false: x is beside its nearest edge, on one side or the other.
-PYUNIVERSAL_INLINE void find_bins_near_edges(const HistogramWork& work, const float* tile, const int32_t* first, int64_t rows, int32_t* index) {
-    const float highest = static_cast<float>(work.bins - 2);  // the last edge
-    for (int64_t i = 0; i < rows * kWidth; i += kFloats) {
-        Floats y = place(load<Floats>(tile + i), work.origin, work.scale) - 0.5f;
-        y = y < highest ? y : highest - Floats{};
-        store(index + i, __builtin_convertvector(y > 0 ? y : Floats{}, Ints));
+// The same for sure: x is beside its nearest edge, on one side or the other. Twice as slow, and needed for one tile in fifteen with PAPER_EDGES.
+PYUNIVERSAL_INLINE void look_bins_up(const HistogramWork& work, const float* tile, const int32_t* first, int64_t rows, int32_t* index) {
+    const float last = static_cast<float>(work.bins - 2);
+    for (int64_t row = 0; row < rows; ++row, tile += kTileWidth, index += kWidth) {
+        for (int64_t lane = 0; lane < kWidth; lane += kFloats) {
+            Floats y = place(load<Floats>(tile + lane), work.origin, work.scale) - 0.5f;
+            y = y < last ? y : last - Floats{};
+            store(index + lane, __builtin_convertvector(y > 0 ? y : Floats{}, Ints));
+        }
+        for (int64_t i = 0; i < kWidth; ++i) index[i] += first[i] + (tile[i] <= work.edges[index[i]] ? 0 : 1);
     }
-    const float* edges = work.edges;
-    for (int64_t i = 0; i < rows * kWidth; ++i) index[i] += first[i % kWidth] + (tile[i] <= edges[index[i]] ? 0 : 1);
 }
 
-// The same for any edges, by bisection without branches: how many are below x. A NaN is beyond every edge, as for torch.bucketize and numpy.searchsorted.
-PYUNIVERSAL_INLINE int64_t bisect(const float* edges, int64_t n, float x) {
+// The bin for any edges, by bisection without branches: how many are below x. A NaN is beyond every edge, as for torch.bucketize and numpy.searchsorted.
+PYUNIVERSAL_INLINE int32_t bisect(const float* edges, int64_t n, float x) {
     int64_t low = 0;  // the answer lies in [low, low + n]
     for (; n > 1; n -= n / 2) low += -static_cast<int64_t>(!(edges[low + n / 2 - 1] >= x)) & (n / 2);
-    return low + (n == 1 && !(edges[low] >= x) ? 1 : 0);
+    return static_cast<int32_t>(low) + (n == 1 && !(edges[low] >= x) ? 1 : 0);
 }
 
 }  // namespace
 
 void histogram(const HistogramWork& work, int64_t first_block, int64_t last_block) {
-    alignas(64) float tile[kRows * kWidth];
-    alignas(64) int32_t index[kRows * kWidth], first[kWidth];
+    alignas(64) int32_t first[kWidth];
     for (int64_t i = 0; i < kWidth; ++i) first[i] = static_cast<int32_t>(i * work.bins);
-    const int64_t tokens = work.x.tokens, neurons = work.x.neurons, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
-    for (int64_t block = 0; block < tokens; block += kBlock) {
-        const int64_t end = tokens - block < kBlock ? tokens : block + kBlock;
-        for (int64_t neuron = first_block * kWidth; neuron < last; neuron += kWidth) {
-            const int64_t width = last - neuron < kWidth ? last - neuron : kWidth;
-            int64_t* counts = work.counts + neuron * work.bins;
-            for (int64_t token = block; token < end; token += kRows) {
-                const int64_t rows = end - token < kRows ? end - token : kRows;
-                load_counted(tile, work.x, token, neuron, rows, width);
-                if (!work.uniform) {
-                    for (int64_t row = 0; row < rows; ++row) {
-                        for (int64_t i = 0; i < width; ++i) ++counts[i * work.bins + bisect(work.edges, work.bins - 1, tile[row * kWidth + i])];
-                    }
-                    continue;
-                }
-                if (!find_bins(work, tile, first, rows, index)) find_bins_near_edges(work, tile, first, rows, index);
-                count(counts, index, rows, width);
-            }
+    const int64_t neurons = work.x.neurons, end = last_block * kWidth < neurons ? last_block * kWidth : neurons;
+    count_all(work.x, first_block * kWidth, end, work.counts, work.bins, [&](const float* tile, int64_t rows, int64_t, int64_t, int32_t* index) {
+        if (work.uniform) {
+            if (!find_bins(work, tile, first, rows, index)) look_bins_up(work, tile, first, rows, index);
+            return;
         }
-    }
+        for (int64_t row = 0; row < rows; ++row) {
+            for (int64_t i = 0; i < kWidth; ++i) index[row * kWidth + i] = first[i] + bisect(work.edges, work.bins - 1, tile[row * kTileWidth + i]);
+        }
+    });
 }
 
 }  // namespace PYUNIVERSAL_ISA
@@ -103,11 +95,14 @@ void histogram(const HistogramWork& work, int64_t first_block, int64_t last_bloc
 namespace pyuniversal::cpu {
 namespace {
 
+constexpr int64_t kMostBins = 1 << 26;  // so that int32 can tell the counters of kCountersWidth neurons apart
+
 void check_arguments(const Tensor& counts, const Tensor& x, const Tensor& edges, int threads) {
     check(counts, "histogram_: counts", "cpu", {"int64"}, {"neurons", "bins"}, Layout::contiguous);
     check(edges, "histogram_: edges", "cpu", {"float32"}, {"edges"}, Layout::contiguous);
     check_equal(x.size(1), "histogram_: the columns of x", counts.size(0), "the neurons of counts");
     check_equal(edges.size(0) + 1, "histogram_: the number of edges + 1", counts.size(1), "the bins of counts");
+    if (counts.size(1) > kMostBins) throw std::invalid_argument("histogram_: there can be at most 2^26 bins, got " + std::to_string(counts.size(1)));
     check_threads(threads, "histogram_");
     const float* values = edges.data<const float>();
     for (int64_t i = 0; i < edges.size(0); ++i) {
@@ -119,7 +114,7 @@ void check_arguments(const Tensor& counts, const Tensor& x, const Tensor& edges,
 // How far place() is off on the edges, with some slack for the arithmetic of the kernel; 1 if by so much that it is no guide. As place() never falls, what
 // holds on the edges holds between them.
 float doubt(const float* edges, int64_t n, float origin, float scale) {
-    if (n == 0 || n > (1 << 20)) return 1;  // counters of a tile fit int32
+    if (n == 0 || n > (1 << 20)) return 1;  // float must tell i + 1 from its neighbours, and more
     float most = 0;
     for (int64_t i = 0; i < n; ++i) {
         const float off = std::fabs(generic::place(edges[i], origin, scale) - static_cast<float>(i + 1));

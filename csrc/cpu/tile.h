@@ -58,19 +58,19 @@ PYUNIVERSAL_INLINE Floats load_floats(const Half* from) {
     return reinterpret_cast<Floats>((exponent == 0 ? subnormal : normal) | (bits & 0x8000u) << 16);
 }
 
-// The first `width` of Width lanes, or all of them; lanes beyond are zero.
-template <int64_t Width, typename T> PYUNIVERSAL_INLINE void fill_row(float* __restrict to, const T* from, int64_t width) {
-    if (width >= Width) {
-        for (int64_t i = 0; i < Width; i += kFloats) store(to + i, load_floats(from + i));
+// The first `width` lanes of a tile, or all of them; lanes beyond are zero.
+template <typename T> PYUNIVERSAL_INLINE void fill_row(float* __restrict to, const T* from, int64_t width) {
+    if (width >= kTileWidth) {
+        for (int64_t i = 0; i < kTileWidth; i += kFloats) store(to + i, load_floats(from + i));
     } else {
-        for (int64_t i = 0; i < Width; ++i) to[i] = i < width ? to_float(from[i]) : 0.0f;
+        for (int64_t i = 0; i < kTileWidth; ++i) to[i] = i < width ? to_float(from[i]) : 0.0f;
     }
 }
 
 template <typename T> void fill_rows(float* tiles, const T* x, int64_t stride, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t at = 0; at < width; at += kTileWidth) {
-            fill_row<kTileWidth>(tiles + at * kTileRows + row * kTileWidth, x + row * stride + at, width - at);
+            fill_row(tiles + at * kTileRows + row * kTileWidth, x + row * stride + at, width - at);
         }
     }
 }
@@ -143,18 +143,6 @@ class Tiles {
     int current = 0;
     alignas(64) float buffer[2][kSide * kTileRows * kTileWidth];
 };
-
-template <int64_t Width, typename T> PYUNIVERSAL_INLINE void fill_tile(float* tile, const T* x, int64_t stride, int64_t rows, int64_t width) {
-    for (int64_t row = 0; row < rows; ++row) fill_row<Width>(tile + row * Width, x + row * stride, width);
-}
-
-// The tile of `rows` tokens and `width` <= Width neurons at [token, neuron].
-template <int64_t Width> void load_tile(float* tile, const Activations& x, int64_t token, int64_t neuron, int64_t rows, int64_t width) {
-    const int64_t offset = token * x.stride + neuron;
-    if (x.type == Float::float32) return fill_tile<Width>(tile, static_cast<const float*>(x.data) + offset, x.stride, rows, width);
-    if (x.type == Float::float16) return fill_tile<Width>(tile, static_cast<const Half*>(x.data) + offset, x.stride, rows, width);
-    fill_tile<Width>(tile, static_cast<const BFloat16*>(x.data) + offset, x.stride, rows, width);
-}
 
 }  // namespace
 }  // namespace pyuniversal::cpu::PYUNIVERSAL_ISA

@@ -37,6 +37,16 @@ def test_against_searchsorted(backend, dtype):
     np.testing.assert_array_equal(counts.cpu() - 1, expected(x.double().numpy(), PAPER_EDGES.double().numpy()))
 
 
+@pytest.mark.parametrize("edges", [PAPER_EDGES, torch.linspace(-1, 1, 20) ** 3], ids=["paper", "uneven"])
+@pytest.mark.parametrize(("tokens", "neurons"), [(127, 15), (128, 16), (129, 257), (3, 530)])
+def test_all_tokens_and_neurons(backend, tokens, neurons, edges):
+    # 128 tokens of 16 neurons are counted at a time, those of 256 neurons before the next ones.
+    x = torch.randn(2 * tokens, neurons + 3, generator=torch.Generator().manual_seed(1))[::2, 2:-1]
+    counts = torch.zeros(neurons, len(edges) + 1, dtype=torch.int64, device=backend.device)
+    backend.run(histogram_, counts, x.to(backend.device), edges.to(backend.device))
+    np.testing.assert_array_equal(counts.cpu(), expected(x.double().numpy(), edges.double().numpy()))
+
+
 def test_uneven_edges(backend):
     edges = torch.tensor([-3.0, -2.9999, 0.0, 0.5, 100.0])
     x = torch.tensor([[-3.0, 0.0], [-2.99995, 0.25], [0.5, 100.0], [99.0, 100.1]])
@@ -48,9 +58,10 @@ def test_uneven_edges(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_beside_every_edge(backend, dtype):
     # The kernel finds bins of uniform edges by arithmetic, and trusts it only so far from an edge: values at all distances, from the next float to half a bin,
-    # some of them alone among values in the middle of bins.
+    # some of them alone among values in the middle of bins. And edges that are nearly uniform, up to 0.2 or 0.8 of a bin.
+    swaying = torch.linspace(-3, 3, 150) + torch.tensor([[0.2], [0.8]]) * (torch.linspace(0, 6, 150) * torch.pi).sin() * 6 / 149
     steps = torch.tensor([1.0, 2, 10, 100, 1e3, 1e4, 1e5]) * 2.0**-20
-    for edges in (PAPER_EDGES, torch.linspace(-0.7, 1.3, 33), torch.linspace(1e4, 1e4 + 1, 100), torch.linspace(-1e30, 1e30, 7)):
+    for edges in (PAPER_EDGES, torch.linspace(-0.7, 1.3, 33), torch.linspace(1e4, 1e4 + 1, 100), torch.linspace(-1e30, 1e30, 7), *swaying):
         width = edges[1] - edges[0]
         beside = torch.cat([edges + sign * step * width for step in steps for sign in (-1, 1)])
         beside = torch.cat([edges, torch.nextafter(edges, torch.tensor(torch.inf)), torch.nextafter(edges, torch.tensor(-torch.inf)), beside])

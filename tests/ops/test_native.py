@@ -298,6 +298,7 @@ COUNTS, BOUNDS = torch.zeros(3, 4, dtype=torch.int64), torch.tensor([0.0, 1.0, 2
         ((COUNTS, X, torch.tensor([0.0, torch.nan, 2.0]), 1), r"histogram_: edges must ascend, got nan at 1"),
         ((COUNTS, X[:, :2], BOUNDS, 1), r"histogram_: the columns of x must equal the neurons of counts \(3\), got 2"),
         ((COUNTS, X.long(), BOUNDS, 1), r"histogram_: x must be float32 or float16 or bfloat16, got int64"),
+        ((torch.zeros(0, 2**26 + 1, dtype=torch.int64), X[:, :0], torch.empty(2**26), 1), r"histogram_: there can be at most 2\^26 bins"),
         ((COUNTS, X, BOUNDS, -3), r"histogram_: threads must be at least 1, got -3"),
     ],
 )
