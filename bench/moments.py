@@ -28,8 +28,8 @@ def _trial(setting: Setting, x: Tensor) -> Trial:
     ends = (tokens - tokens // 32, tokens - tokens // 128, tokens)  # as BOS and newlines leave them
     name = str(x.dtype).removeprefix("torch.")
 
-    # A state of its own for everyone, which goes on growing as in a pass; the first call is the one that is checked. Made before, since the threads of torch that
-    # fill it would still spin on our cores.
+    # A state of its own for everyone, which goes on growing as in a pass; the first call is the one that is checked. Made before: the threads of torch
+    # that fill it would still spin on our cores.
     states = {name: empty(3, neurons, x.device) for name in ("cpu", "cuda", "triton", "reference")}
 
     def ours(backend: str) -> Tensor:
