@@ -31,8 +31,10 @@ template <typename Vector> PYUNIVERSAL_INLINE void touch(Vector& vector) {
     asm volatile("" : "+v"(vector));
 #elif defined(__x86_64__)
     asm volatile("" : "+x"(vector));
-#else
+#elif defined(__aarch64__)
     asm volatile("" : "+w"(vector));
+#else
+    asm volatile("" : "+m"(vector));
 #endif
 }
 

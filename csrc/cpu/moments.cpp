@@ -170,6 +170,7 @@ void clear(double* fields, int64_t stride, int64_t width) {
 void moments(const MomentsWork& work, int64_t first_block, int64_t last_block) {
     alignas(64) Lanes fields[FIELDS];
     const int64_t neurons = work.x.neurons, first = first_block * kWidth, last = last_block * kWidth < neurons ? last_block * kWidth : neurons;
+    if (first >= last) return;
     for (int64_t set = 0, begin = 0; set < work.sets; begin = work.ends[set++]) {
         const int64_t end = work.ends[set];
         if (begin == end) continue;

@@ -19,6 +19,7 @@ struct ProductWork {
 };
 
 constexpr int64_t kBlockRows = 96, kBlockColumns = 384;
+constexpr int64_t kMostGroups = INT32_MAX / (127 * 127) / kGroup;
 
 PYUNIVERSAL_KERNEL(product, ProductWork)
 
@@ -237,6 +238,7 @@ void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tenso
     check_side(y, y_scale, "y", columns);
     check_equal(y.size(1), "product_: the groups of y", x.size(1), "those of x");
     check_threads(threads, "product_");
+    if (x.size(1) > kMostGroups) throw std::invalid_argument("product_: sums are exact up to 133,144 tokens, got " + std::to_string(x.size(1) * kGroup));
     const bool symmetric = x.memory == y.memory && x_scale.memory == y_scale.memory && rows == columns;
     const ProductWork work{total.data<float>(),
                            total.stride(0),

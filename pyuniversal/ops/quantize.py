@@ -67,7 +67,7 @@ class Packed:
             centre=self.centre[part],
             added_variance=self.added_variance[part],
             added_fourth=self.added_fourth[part],
-            neurons=end - start,
+            neurons=len(self.scale[part]),
         )
 
 
@@ -143,7 +143,7 @@ def in_panels(packed: Packed) -> Packed:
     if packed.layout == "panels":
         return packed
     panels, groups = -(-packed.neurons // PANEL), -(-packed.tokens // GROUP)
-    padded = torch.zeros(panels * PANEL, groups * GROUP, dtype=torch.int8)
+    padded = torch.zeros(panels * PANEL, groups * GROUP, dtype=torch.int8, device=packed.data.device)
     padded[: packed.neurons, : packed.tokens] = unpack(packed).T
     return replace(packed, data=padded.view(panels, PANEL, groups, GROUP).transpose(1, 2).contiguous(), layout="panels")
 

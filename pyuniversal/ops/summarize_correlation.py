@@ -11,9 +11,10 @@ r = (total - tokens shift_x shift_y^T) / sqrt(M2_x M2_y): the shift takes the ce
 
 The standard error of r is what stochastic rounding added; zero for the other precisions. It says nothing of the sampling of tokens. Its square is
 (E[x^2 v_y] + E[y^2 v_x] + E[v_x v_y]) / (tokens s_x^2 s_y^2), x and y without their means, s^2 their variances, v_x and v_y the variances that rounding added
-to the token, which are larger where x and y are. E[x^2 v_y] = s_x^2 E[v_y] for neurons that fire apart, and (s_x / s_y)^2 E[y^2 v_y] for those that fire
-together, x in proportion to y; between the two |r| is the weight. Measured on GELU neurons of Student-t factors (3 and 5 degrees of freedom; firing on 30 % to
-0.1 % of the tokens): error / stated has a standard deviation of 1.00 to 1.03 over best pairs; of up to 1.37 were all pairs taken as apart.
+to the token, which are larger where x and y are; the centre is taken for the mean. E[x^2 v_y] = s_x^2 E[v_y] for neurons that fire apart, and
+(s_x / s_y)^2 E[y^2 v_y] for those that fire together, x in proportion to y; between the two |r| is the weight. Measured on GELU neurons of Student-t
+factors (3 and 5 degrees of freedom; firing on 30 % to 0.1 % of the tokens): error / stated has a standard deviation of 1.00 to 1.03 over best pairs; of up to
+1.37 were all pairs taken as apart.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def rounding_stderr(r: Tensor, index: Tensor, tokens: int, x: Columns, y: Column
 def _relative(side: Columns, tokens: int) -> tuple[Tensor, Tensor]:
     """E[v] / s^2 and E[x^2 v] / s^4, [neurons]."""
     precision = tokens / side.M2
-    return side.added_variance * precision, side.added_fourth * precision**2
+    return side.added_variance * precision, side.added_fourth * precision * precision
 
 
 def _best(r: Tensor, valid: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:

@@ -95,23 +95,33 @@ def gather(source: Source, chunk: Chunk, buffers: dict[str, Tensor] | None = Non
     the system than the activations to write. What an earlier call returned is then overwritten.
     """
     buffers = {} if buffers is None else buffers
-    found: set[str] = set()
+    found: dict[str, Tensor] = {}
     with torch.inference_mode():
         for batch in chunk.batches:
             for site, layers in source.activations(batch.ids).items():
-                found.add(site)
                 for number, x in enumerate(layers):
-                    x = x.to(batch.destination.device)  # a model that was handed in stays where it was
-                    columns = len(layers) * source.width
-                    known = buffers.get(site)
-                    if known is None or known.shape[1] != columns or known.shape[0] <= chunk.ends[2] or known.dtype != x.dtype or known.device != x.device:
-                        buffers[site] = known = torch.empty(chunk.ends[2] + 1, columns, dtype=x.dtype, device=x.device)
-                    _put(known[:, number * source.width : (number + 1) * source.width], batch.destination, x.flatten(0, 1))
-    return {site: buffers[site][: chunk.ends[2]] for site in found}
+                    x = x.to(batch.destination.device).flatten(0, 1)  # a model that was handed in stays where it was
+                    if site not in found:
+                        found[site] = _reuse(buffers, site, chunk.ends[2] + 1, len(layers) * source.width, x)
+                    _put(found[site][:, number * source.width : (number + 1) * source.width], batch.destination, x, f"{source.name}: {site}")
+    return {site: matrix[: chunk.ends[2]] for site, matrix in found.items()}
 
 
-def _put(columns: Tensor, destination: Tensor, x: Tensor) -> None:
+def _reuse(buffers: dict[str, Tensor], site: str, rows: int, columns: int, like: Tensor) -> Tensor:
+    """The buffer of a site, [rows or more, columns], made anew where it does not fit."""
+    known = buffers.get(site)
+    if known is None or known.shape[1] != columns or known.shape[0] < rows or known.dtype != like.dtype or known.device != like.device:
+        buffers.pop(site, None)  # before the next one is made
+        del known
+        known = buffers[site] = torch.empty(rows, columns, dtype=like.dtype, device=like.device)
+    return known
+
+
+def _put(columns: Tensor, destination: Tensor, x: Tensor, name: str) -> None:
     """columns[destination[t]] = x[t]; on a CPU by numpy, which is six times as fast as index_copy_."""
+    if x.shape != (len(destination), columns.shape[1]) or x.dtype != columns.dtype:
+        due = f"{columns.dtype} {[len(destination), columns.shape[1]]}"
+        raise InputError(f"{name} came as {x.dtype} {list(x.shape)}, not {due}: all layers of a source have its width and one dtype")
     if x.is_cpu:
         bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]  # numpy knows no bfloat16
         columns.view(bits).numpy()[destination.numpy()] = x.view(bits).numpy()

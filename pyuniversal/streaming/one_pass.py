@@ -128,6 +128,7 @@ def _see(totals: Totals, sources: Sequence[Source], chunk: Chunk, tokens: Tokens
             extremes = (site.field("minimum", "r"), site.field("maximum", "r"))
             packed = pack(correlated[: chunk.ends[0]], totals.centre[i], chunk.keys, source=i, seed=seed, precision=precision, extremes=extremes)
         seen.append(_Seen(site, pre, histogram, packed))
+        del x, correlated, everything  # before the next source makes its own
     return seen
 
 

@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import FileError, InputError
 from ..ops import Packed, absmax_about, product_, quantize
 from ..ops._dither import neuron_keys, token_keys
 from ._state import load_state, save_state
@@ -130,5 +130,7 @@ class Product:
         product = cls(0, 0, precision=meta["precision"], seed=meta["seed"])
         product.total, product.tokens = tensors["total"], meta["tokens"]
         product.rounding = (tensors["rounding_x"], tensors["rounding_y"])
+        if [list(r.shape) for r in product.rounding] != [[2, n] for n in product.total.shape]:
+            raise FileError(f"{path} is of an earlier version of pyuniversal, or damaged: the sums of its rounding do not fit its neurons; make it again")
         product.centre = (tensors["centre_x"], tensors["centre_y"]) if "centre_x" in tensors else None
         return product

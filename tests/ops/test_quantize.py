@@ -129,6 +129,7 @@ def test_columns_are_the_same_as_packing_them_alone(backend):
         assert torch.equal(unpack(part), unpack(alone))
         assert torch.equal(part.added_variance, alone.added_variance)
         assert (part.neurons, part.tokens) == (6, 90)
+        assert unpack(backend.run(quantize, x, centre, absmax, key_t, key_n, precision=precision).columns(9, 99)).shape == (90, 3)
 
 
 def test_contract_is_checked():

@@ -240,3 +240,15 @@ def test_unknown_layers_and_sites(folders):
         ModelSite(model, layers=[3, 1])
     with pytest.raises(InputError, match="unknown site 'resid'; choose one of mlp"):
         ModelSite(model, site="resid")
+
+
+def test_a_source_that_changes_its_dtype_or_width_is_refused(folders, tokens):
+    for wrong, message in (
+        (lambda x: x.half(), r"mlp.pre came as torch.float16 .*, not torch.float32"),
+        (lambda x: x[..., :1], r"mlp.pre came as torch.float32 \[\d+, 1\], not"),
+    ):
+        (site,) = sites(folders)[:1]
+        real = site.activations
+        site.activations = lambda ids, real=real, wrong=wrong: {name: [layers[0], *map(wrong, layers[1:])] for name, layers in real(ids).items()}
+        with pytest.raises(InputError, match=message.replace("mlp.pre", "(mlp.pre|mlp.post)")):
+            observe([site], tokens, chunk_tokens=128, progress=False)
