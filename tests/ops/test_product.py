@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pyuniversal.errors import InputError
-from pyuniversal.ops import Packed, product_
+from pyuniversal.ops import Packed, product_, unpack
 from pyuniversal.ops.product import MAX_TOKENS
+from pyuniversal.ops.quantize import in_panels
 from pyuniversal.totals import pack
 
 
@@ -62,6 +63,17 @@ def test_other_precisions_against_float64(backend, precision, tolerance):
     a, b = (side.data.double().cpu().numpy() for side in sides)
     size = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)
     assert (np.abs(total.cpu().numpy() - a.T @ b) / size).max() < tolerance
+
+
+@pytest.mark.parametrize("neurons", [5, 100, 500])
+def test_a_source_with_itself(backend, neurons):
+    # Half of it may be computed and written twice; 500 neurons are several blocks down and across. What was there before is no more symmetric than it likes.
+    x = on(in_panels(integers(neurons, 130, 0)), backend.device)  # as quantize leaves it: other layouts are copied, and two copies are two sources
+    total = torch.arange(neurons * neurons, dtype=torch.float32, device=backend.device).reshape(neurons, neurons) % 7
+    before = total.double()
+    backend.run(product_, total, x, x)
+    data = unpack(x).double()
+    assert torch.equal(total.double(), before + data.T @ data)
 
 
 def test_a_block_of_a_larger_total(backend):
