@@ -5,6 +5,7 @@ import torch
 from .dyadic_histogram import LOWEST_EXPONENT, dyadic_histogram_, power_of_two, widen_
 from .histogram import PAPER_EDGES, histogram_
 from .moments import empty, merge_moments_, moments_
+from .pair_sums import pair_sums_
 from .product import product_
 from .quantize import PRECISIONS, Packed, absmax_about, quantize, unpack
 from .summarize_correlation import Columns, Correlations, correlations, summarize_correlation
@@ -27,7 +28,7 @@ def backends(device: str, precision: str) -> dict[str, str]:
     }
 
 
-OPS = (moments_, quantize, product_, summarize_correlation, histogram_, dyadic_histogram_, token_sums_)
+OPS = (moments_, quantize, product_, summarize_correlation, histogram_, dyadic_histogram_, token_sums_, pair_sums_)
 
 __all__ = [
     "LOWEST_EXPONENT",
@@ -44,6 +45,7 @@ __all__ = [
     "histogram_",
     "merge_moments_",
     "moments_",
+    "pair_sums_",
     "power_of_two",
     "product_",
     "quantize",
