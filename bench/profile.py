@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 import pyuniversal
-from pyuniversal import report, sources, stages, streaming, table, totals, universality, zoo
+from pyuniversal import report, results, sources, stages, streaming, table, totals, universality, zoo
 from pyuniversal.ops import _op
 
 from .trial import Setting, preferring
@@ -28,12 +28,12 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "gather": ((streaming.one_pass, "gather"),),
     "quantize": ((streaming.one_pass, "pack"),),  # the keys of its dither
     "checkpoint": ((totals.Totals, "save"), (totals.Totals, "load")),
-    "weight statistics": ((stages, "_weights"),),
+    "weight statistics": ((stages.passing, "_weights"),),
     "baseline": ((table, "baseline"),),
     "assignment": ((universality.partners, "assign"),),
-    "tables": ((universality, "matches"), (stages, "neuron_table"), (stages, "write_tables"), (stages.results, "write_table")),
+    "tables": ((universality, "matches"), (stages.tables, "neuron_table"), (stages.tables, "write_tables"), (results, "write_table")),
     "figures": ((report, "save_figures"),),
-    "loading": ((stages, "_load"),),
+    "loading": ((stages.inputs, "load_models"),),
 }
 
 

@@ -33,6 +33,7 @@ _PUBLIC = {
     "FileError": "errors",
     "NotEnoughMemoryError": "errors",
     "BackendError": "errors",
+    "Terminated": "errors",
 }
 
 __all__ = list(_PUBLIC)

@@ -4,6 +4,7 @@ from .errors import FileError as FileError
 from .errors import InputError as InputError
 from .errors import NotEnoughMemoryError as NotEnoughMemoryError
 from .errors import PyUniversalError as PyUniversalError
+from .errors import Terminated as Terminated
 from .models import Model as Model
 from .models import load_model as load_model
 from .pipeline import observe_stage as observe_stage

@@ -13,12 +13,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from . import pipeline
-from .errors import PyUniversalError
+from .errors import PyUniversalError, Terminated
 
 logger = logging.getLogger("pyuniversal")
 
@@ -39,6 +39,25 @@ class Count(click.ParamType):
         if not number.is_finite() or number != number.to_integral_value() or number <= 0:
             self.fail(f"{value!r} is not a whole number above 0; write it as 100m, 1.5k, 2b, 2_000 or 1e6.", param, ctx)
         return int(number)
+
+
+class Size(click.ParamType):
+    """An amount of memory as people write it: 1GB, 500MB, 16GiB."""
+
+    name = "size"
+    UNITS: ClassVar[dict[str, int]] = {f"{prefix}{unit}": base**n for unit, base in (("b", 1000), ("ib", 1024)) for n, prefix in enumerate("kmgt", 1)}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes, or fail with the ways to write them."""
+        text = str(value).strip().lower().replace(" ", "")
+        number = text.rstrip("kmgtib")
+        try:
+            size = float(number) * self.UNITS[text[len(number) :]]
+        except (KeyError, ValueError):
+            size = float("nan")
+        if not 0 < size < 2**63:
+            self.fail(f"{value!r} is no amount of memory; write it as 1GB, 500MB, 1.5TB or 16GiB.", param, ctx)
+        return int(size)
 
 
 class Layers(click.ParamType):
@@ -93,6 +112,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dtype": {"type": click.Choice(["float32", "bfloat16", "float16", "float64"]), "help": "What the models compute in."},
     "batch_tokens": {"type": Count(), "help": "Tokens of a forward pass; less needs less memory, results stay the same."},
     "chunk_tokens": {"type": Count(), "help": "Tokens of a chunk, the unit of rounding and of the checkpoint."},
+    "storage": {
+        "type": click.Choice(["auto", "resident", "host", "disk", "sweeps"]),
+        "help": "Where the products live: on the device, in the host's memory, on disk, or some at a time; auto takes the fastest that fits.",
+    },
+    "memory": {"type": Size(), "absent": "all that is free", "help": "What the process may hold on the device: 1GB, 500MB, 16GiB."},
     "legacy": {"help": "Moments, firing frequency and vocabulary statistics as the study computed them."},
     "trust_remote_code": {"help": "Let models run code from their repository."},
     "overwrite": {"help": "Throw away what an earlier run left in the folder."},
@@ -138,7 +162,7 @@ class Verb(click.Command):
     """A command whose errors are told in words and whose interruption says what comes next."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb: exit code 1 for a PyUniversalError, 130 for Ctrl-C; what nobody expected goes up with its traceback."""
+        """Run the verb: exit code 1 for a PyUniversalError, 130 for Ctrl-C, 143 for SIGTERM; what nobody expected goes up with its traceback."""
         verbose, quiet = ctx.params.get("verbose", False), ctx.params.get("quiet", False)
         try:
             with _logging(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO):
@@ -148,10 +172,14 @@ class Verb(click.Command):
                 traceback.print_exc()
             click.secho(f"Error: {error}", fg="red", err=True)
             ctx.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            terminated = isinstance(error, Terminated)
             again = "The same command" + (" without --overwrite" if ctx.params.get("overwrite") else "")
-            click.echo("\nInterrupted." + (f" {again} resumes where it stopped." if ctx.command.name in RESUMABLE else ""), err=True)
-            ctx.exit(130)
+            click.echo(
+                ("\nTerminated." if terminated else "\nInterrupted.") + (f" {again} resumes where it stopped." if ctx.command.name in RESUMABLE else ""),
+                err=True,
+            )
+            ctx.exit(143 if terminated else 130)
 
 
 class Verbs(click.Group):

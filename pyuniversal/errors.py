@@ -27,3 +27,7 @@ class NotEnoughMemoryError(PyUniversalError, MemoryError):
 
 class BackendError(PyUniversalError, NotImplementedError):
     """No implementation of an op accepts these arguments, or the one asked for does not; says why for each."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came while a pass was running; like Ctrl-C, after what was computed has been saved."""

@@ -41,6 +41,8 @@ def run(
     dtype: str = "float32",
     batch_tokens: int = 2_048,
     chunk_tokens: int = 16_384,
+    storage: str = "auto",
+    memory: int | None = None,
     legacy: bool = False,
     trust_remote_code: bool = False,
     overwrite: bool = False,
@@ -75,6 +77,10 @@ def run(
         dtype: what the models compute in.
         batch_tokens: tokens that go through a model at once; memory and speed only.
         chunk_tokens: unit of rounding, products and checkpoints.
+        storage: where the products live while the tokens stream: "resident" (in the device's memory), "host" (in the host's, for a GPU), "disk" (each read and
+            written once a chunk), "sweeps" (some of them at a time, the tokens going through the models several times); "auto" takes the fastest that fits. The
+            sums are the same.
+        memory: bytes that the process may hold on the device; all that is free where None.
         legacy: moments, firing frequency and vocabulary statistics as the study computed them.
         trust_remote_code: let code from a model's folder run.
         overwrite: throw away what another run left in `out`.
@@ -89,31 +95,26 @@ def run(
     from . import stages
 
     stages.check_table(baseline=baseline, baseline_draws=baseline_draws, top_k=top_k)
-    observe_stage(
+    inputs = stages.prepare(
         models,
-        text=text,
-        tokens=tokens,
-        out=out,
+        out,
+        source={"text": text, "tokens": tokens, "packing": packing, "split": split, "name": name, "column": column, "subset_column": subset_column},
         max_tokens=max_tokens,
         row_tokens=row_tokens,
-        packing=packing,
-        split=split,
-        name=name,
-        column=column,
-        subset_column=subset_column,
+        layers=layers,
+        site=site,
+        precision=precision,
+        seed=seed,
+        device=device,
+        dtype=dtype,
         batch_tokens=batch_tokens,
         chunk_tokens=chunk_tokens,
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
         progress=progress,
-        layers=layers,
-        site=site,
-        precision=precision,
-        device=device,
-        dtype=dtype,
-        seed=seed,
     )
-    return table_stage(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
+    stages.observe(inputs, storage=storage, memory=memory, progress=progress)
+    return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
 
 
 def observe_stage(
@@ -137,6 +138,8 @@ def observe_stage(
     dtype: str = "float32",
     batch_tokens: int = 2_048,
     chunk_tokens: int = 16_384,
+    storage: str = "auto",
+    memory: int | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -144,7 +147,7 @@ def observe_stage(
     """Load the models, tokenise, make the one pass, and leave its sums and the weights' statistics in `out`. Arguments and errors as of `run`."""
     from . import stages
 
-    return stages.observe(
+    inputs = stages.prepare(
         models,
         out,
         source={"text": text, "tokens": tokens, "packing": packing, "split": split, "name": name, "column": column, "subset_column": subset_column},
@@ -162,6 +165,7 @@ def observe_stage(
         overwrite=overwrite,
         progress=progress,
     )
+    return stages.observe(inputs, storage=storage, memory=memory, progress=progress)
 
 
 def table_stage(
@@ -196,7 +200,11 @@ def plan(
     top_k: int = 50,
     device: str = "auto",
     dtype: str = "float32",
+    batch_tokens: int = 2_048,
     chunk_tokens: int = 16_384,
+    storage: str = "auto",
+    memory: int | None = None,
+    out: str | os.PathLike[str] = "universal-run",
     trust_remote_code: bool = False,
 ) -> Plan:
     """Operations, memory, disk and time of a run, from the shapes of its models alone; nothing is loaded or written. Arguments as of `run`.
@@ -219,7 +227,11 @@ def plan(
         top_k=top_k,
         device=device,
         dtype=dtype,
+        batch_tokens=batch_tokens,
         chunk_tokens=chunk_tokens,
+        storage=storage,
+        memory=memory,
+        out=out,
         trust_remote_code=trust_remote_code,
     )
 

@@ -46,8 +46,9 @@ PLAN = {
     "precision": "int8",
     "tokens": 5000,
     **{f"{key}_flops": 2e12 for key in ("forward", "product", "baseline")},
-    **{f"{key}_bytes": 3.5e9 for key in ("weights", "totals", "chunk", "table", "memory", "available")},
+    **{f"{key}_bytes": 3.5e9 for key in ("weights", "totals", "chunk", "table", "memory", "available", "disk_available")},
     "disk_bytes": 12e6,
+    "storage_words": "some at a time, in 3 sweeps over the tokens",
     "seconds": 5400.0,
     "fits": False,
 }
@@ -126,7 +127,7 @@ def test_everything_that_can_be_typed_arrives(calls):
     words = (
         "run a b/c --text corpus.txt --tokens folder --out there --max-tokens 1.5k --row-tokens 128 --packing joined --split test --name en --column body "
         "--subset-column meta.set --layers 4-5,11 --site mlp.pre --precision float64 --baseline gaussian --baseline-draws 9 --top-k 3 --seed 7 --device cuda:1 "
-        "--dtype bfloat16 --batch-tokens 2_048 --chunk-tokens 4k --legacy --trust-remote-code --overwrite --quiet"
+        "--dtype bfloat16 --batch-tokens 2_048 --chunk-tokens 4k --storage sweeps --memory 1.5GB --legacy --trust-remote-code --overwrite --quiet"
     )
     result = invoke(*words.split())
     assert result.exit_code == 0, result.output
@@ -135,7 +136,8 @@ def test_everything_that_can_be_typed_arrives(calls):
     assert options == {
         "text": "corpus.txt", "tokens": "folder", "out": "there", "max_tokens": 1500, "row_tokens": 128, "packing": "joined", "split": "test", "name": "en",
         "column": "body", "subset_column": "meta.set", "layers": [4, 5, 11], "site": "mlp.pre", "precision": "float64", "baseline": "gaussian",
-        "baseline_draws": 9, "top_k": 3, "seed": 7, "device": "cuda:1", "dtype": "bfloat16", "batch_tokens": 2048, "chunk_tokens": 4000, "legacy": True,
+        "baseline_draws": 9, "top_k": 3, "seed": 7, "device": "cuda:1", "dtype": "bfloat16", "batch_tokens": 2048, "chunk_tokens": 4000, "storage": "sweeps",
+            "memory": 1_500_000_000, "legacy": True,
         "trust_remote_code": True, "overwrite": True, "progress": False,
     }  # fmt: skip
 
@@ -149,6 +151,7 @@ def test_no_model_is_the_zoo(calls):
 def test_the_choices_are_those_of_the_library():
     from pyuniversal.models import SITES
     from pyuniversal.models.loading import DTYPES
+    from pyuniversal.streaming import STORAGES
     from pyuniversal.tokens.rows import PACKINGS
     from pyuniversal.universality import BASELINES
 
@@ -159,6 +162,7 @@ def test_the_choices_are_those_of_the_library():
         "packing": set(PACKINGS),
         "baseline": set(BASELINES),
         "precision": {"int8", "bf16", "float32", "float64"},
+        "storage": set(STORAGES),
     }
 
 
@@ -201,6 +205,19 @@ def test_json_alone_is_on_stdout(calls, words, result):
     assert found.exit_code == 0
 
 
+@pytest.mark.parametrize(("text", "size"), [("1GB", 10**9), ("500mb", 5 * 10**8), ("16GiB", 2**34), ("1.5 TB", 15 * 10**11), ("8kb", 8000)])
+def test_sizes(calls, text, size):
+    assert invoke("plan", "--memory", text).exit_code == 0
+    assert calls[0][2]["memory"] == size
+
+
+@pytest.mark.parametrize("text", ["1", "GB", "0GB", "-1GB", "1G", "nanGB", "1e99GB", "1GBB"])
+def test_sizes_that_are_none(calls, text):
+    result = invoke("plan", "--memory", text)
+    assert result.exit_code == 2
+    assert "is no amount of memory; write it as 1GB, 500MB, 1.5TB or 16GiB." in " ".join(result.output.replace("│", " ").split())
+
+
 def test_plan(calls):
     assert json.loads(invoke("plan", "a", "--json").stdout) == PLAN
     shown = invoke("plan", "a").stdout
@@ -210,6 +227,7 @@ def test_plan(calls):
         "2 layers of 1,000 neurons, 2.0 M parameters",
         "2.00e+12 operations",
         "3.5 GB",
+        "some at a time, in 3 sweeps over the tokens",
         "12.0 MB",
         "1.5 h",
         "no: take fewer models",

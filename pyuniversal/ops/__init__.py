@@ -8,7 +8,7 @@ from .moments import empty, merge_moments_, moments_
 from .pair_sums import pair_sums_
 from .product import product_
 from .quantize import PRECISIONS, Packed, absmax_about, quantize, unpack
-from .summarize_correlation import Columns, Correlations, correlations, summarize_correlation
+from .summarize_correlation import Columns, Correlations, correlations, merge_correlations, summarize_correlation
 from .token_sums import token_sums_
 
 
@@ -43,6 +43,7 @@ __all__ = [
     "correlations",
     "dyadic_histogram_",
     "histogram_",
+    "merge_correlations",
     "merge_moments_",
     "moments_",
     "pair_sums_",

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ._op import Op, describe, require
+from .moments import FIELDS, empty, merge_moments_
 
 HISTOGRAM_EDGES = torch.linspace(-1, 1, 100, dtype=torch.float64)
 
@@ -95,6 +96,43 @@ def correlations(total: Tensor, tokens: int, x: Columns, y: Columns) -> Tensor:
     scale = torch.sqrt(x.M2)[:, None] * torch.sqrt(y.M2)
     r = (total.double() - tokens * (x.shift[:, None] * y.shift)) / scale  # the same bits for the transpose
     return r.where((x.M2 > 0)[:, None] & (y.M2 > 0), torch.nan)
+
+
+def merge_correlations(a: Correlations, b: Correlations, *, offset: int, top_k: int) -> Correlations:
+    """Of the same neurons, what `a` kept of their correlations with some neurons and `b` with others, joined.
+
+    offset: number of the first neuron of b among all; a has those before it. top_k: how many to keep of what both kept.
+    """
+    index = [torch.where(part >= 0, part + offset, -1) for part in (b.top_index, b.bottom_index)]
+    top, top_index, top_stderr = _join((a.top, a.top_index, a.top_stderr), (b.top, index[0], b.top_stderr), top_k, largest=True)
+    bottom, bottom_index = _join((a.bottom, a.bottom_index), (b.bottom, index[1]), top_k, largest=False)
+    state = _state(a)
+    merge_moments_(state, _state(b))
+    count, mean, *central = (state[0, FIELDS.index(name)] for name in ("count", "mean", "M2", "M3", "M4"))
+    mean = mean.where(count > 0, torch.nan)
+    var = central[0] / count
+    histogram = a.histogram + b.histogram
+    return Correlations(top, top_index, top_stderr, bottom, bottom_index, histogram, mean, var, central[1] / count / var**1.5, central[2] / count / var**2)
+
+
+def _join(a: tuple[Tensor, ...], b: tuple[Tensor, ...], k: int, *, largest: bool) -> list[Tensor]:
+    """The k best of two sorted lists of every neuron, values first; a stable sort keeps the lower index first where values are equal."""
+    both = [torch.cat(pair, dim=1) for pair in zip(a, b, strict=True)]
+    order = (both[0] if largest else -both[0]).nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return [part.gather(1, order) for part in both]
+
+
+def _state(part: Correlations) -> Tensor:
+    """Its moments of r as `merge_moments_` takes them, [1, fields, neurons]."""
+    count = part.histogram.sum(1).double()
+    state = empty(1, len(count), count.device)
+    spread = torch.sqrt(part.var)
+    central = {"M2": part.var, "M3": part.skew * spread**3, "M4": part.kurt * part.var**2}
+    state[0, FIELDS.index("count")] = count
+    state[0, FIELDS.index("mean")] = part.mean.nan_to_num(0.0)
+    for name, value in central.items():
+        state[0, FIELDS.index(name)] = (value * count).nan_to_num(0.0)
+    return state
 
 
 def _rows(total: Tensor, tokens: int, x: Columns, y: Columns, top_k: int) -> Correlations:

@@ -15,12 +15,13 @@ CAPTION = (
 )
 SIZES = {
     "weights": "models",
-    "totals": "sums",
-    "chunk": "work space of a chunk",
-    "table": "work space of the table",
+    "totals": "products",
+    "chunk": "a chunk in work",
+    "table": "tables",
     "memory": "peak memory",
     "available": "free now",
-    "disk": "disk",
+    "disk": "disk, at its fullest",
+    "disk_available": "free on the disk",
 }
 
 
@@ -78,6 +79,7 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
     table.add_section()
     for key, words in SIZES.items():
         table.add_row(words, _size(plan[f"{key}_bytes"]))
+    table.add_row("products", plan["storage_words"])
     table.add_section()
     table.add_row("estimated time", "unknown" if plan["seconds"] is None else _time(plan["seconds"]))
     table.add_row("fits", "yes" if plan["fits"] else "no: take fewer models or layers, or another device")

@@ -3,7 +3,8 @@
 Not called `pyuniversal.observe`: a submodule of that name would hide the function.
 """
 
+from .layout import SourceShape
 from .one_pass import observe
-from .plan import Plan, SourceShape, make_plan
+from .plan import STORAGES, Plan, make_plan
 
-__all__ = ["Plan", "SourceShape", "make_plan", "observe"]
+__all__ = ["STORAGES", "Plan", "SourceShape", "make_plan", "observe"]

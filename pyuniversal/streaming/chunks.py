@@ -9,6 +9,7 @@ Inside a chunk tokens are ordered r, rest of test, rest of all (`pyuniversal.tot
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,8 +89,8 @@ def make_chunk(tokens: Tokens, rows: np.ndarray, *, batch_tokens: int, device: t
     return Chunk(batches, (ends[0], ends[1], ends[2]), keys.to(device))
 
 
-def gather(source: Source, chunk: Chunk, buffers: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Run a source over a chunk: site -> [tokens, columns], tokens in the chunk's order.
+def gather(source: Source, chunk: Chunk, buffers: dict[str, Tensor] | None = None, *, sites: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Run a source over a chunk: site -> [tokens, columns], tokens in the chunk's order; of all sites that it yields, or of these alone.
 
     `buffers` is memory of an earlier call, used again where it fits, and holds that of this one afterwards: new memory of this size costs more time to get from
     the system than the activations to write. What an earlier call returned is then overwritten.
@@ -99,6 +100,8 @@ def gather(source: Source, chunk: Chunk, buffers: dict[str, Tensor] | None = Non
     with torch.inference_mode():
         for batch in chunk.batches:
             for site, layers in source.activations(batch.ids).items():
+                if sites is not None and site not in sites:
+                    continue
                 for number, x in enumerate(layers):
                     x = x.to(batch.destination.device).flatten(0, 1)  # a model that was handed in stays where it was
                     if site not in found:

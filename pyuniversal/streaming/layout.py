@@ -52,11 +52,16 @@ class Shapes:
         """Of one number of a product."""
         return 8 if self.precision == "float64" else 4
 
-    def keys(self) -> list[Key]:
-        """Products of the run, as `Totals.product_keys`, pair by pair: so a group of neighbours has few sources."""
+    def product_keys(self) -> list[Key]:
+        """Products of the run, as `Totals.product_keys` has them, pair by pair: so a group of neighbours has few sources."""
         n = len(self.sources)
         pairs = [(i, j) for i in range(n) for j in range(i, n)] if n > 1 else []
         return [(i, layer, j) for i, j in pairs for layer in range(self.sources[i].layers)]
+
+    @property
+    def totals_bytes(self) -> float:
+        """Of all products."""
+        return float(sum(self.block_bytes(key) for key in self.product_keys()))
 
     def block_bytes(self, key: Key) -> int:
         """Of one product."""
@@ -113,7 +118,7 @@ class Layout:
 
 def layouts(shapes: Shapes, *, memory: float, cuda: bool) -> Iterator[Layout]:
     """Every way to keep the products, the fastest usual one first; sweeps as few as fit in `memory` free bytes, or one product each."""
-    keys = shapes.keys()
+    keys = shapes.product_keys()
     sizes = {key: shapes.block_bytes(key) for key in keys}
     total, largest = float(sum(sizes.values())), float(max(sizes.values(), default=0))
     chunk, n = shapes.chunk_bytes(), len(shapes.sources)

@@ -19,13 +19,14 @@ from ..ops import Packed
 from ..ops.product import MAX_TOKENS
 from ..sources import ModelSite, Source
 from ..tokens import Tokens
-from ..totals import Histogram, Moments, SourceInfo, Totals, first_bad, pack
+from ..totals import SETS, Histogram, Key, Moments, SourceInfo, Totals, first_bad, pack
 from .checkpoints import Checkpoints
 from .chunks import Chunk, choose_rows, gather, make_chunk, row_of
 
 log = logging.getLogger(__name__)
 
 PILOT_ROWS = 64
+STORAGES = ("resident", "host", "disk")
 
 
 def observe(
@@ -39,6 +40,8 @@ def observe(
     chunk_tokens: int = 16_384,
     batch_tokens: int = 2_048,
     device: torch.device | str = "cpu",
+    storage: str = "resident",
+    sweeps: Sequence[Sequence[Key]] | None = None,
     progress: bool = True,
 ) -> Totals:
     """Stream the tokens through all sources once and sum.
@@ -53,16 +56,22 @@ def observe(
         seed: of the row order, the held-out documents and the dither.
         chunk_tokens: tokens a chunk, rounded down to whole rows; changes the rounding, so it belongs to the run.
         batch_tokens: tokens that run through a model at once; a matter of memory and speed only.
-        device: where sums live and activations arrive.
+        device: where activations arrive and moments live.
+        storage: where the products live: "resident" (on the device), "host" (in the host's memory; each visits the device once a chunk) or "disk" (in `out`;
+            each is read and written once a chunk, which is then saved). `make_plan` says what fits.
+        sweeps: keys of products (`Totals.product_keys`), group after group: the tokens go through the models once for each, and no other product takes memory
+            meanwhile. All in one by default. The sums are the same to the bit, whatever the groups and the storage.
         progress: show a progress bar.
 
     Raises:
-        InputError: the tokens do not fit the sources, or `out` holds the totals of another run.
+        InputError: the tokens do not fit the sources, an unknown storage or one on disk without `out`, or `out` holds the totals of another run.
         ActivationError: a source yields NaN or Inf; names model, layer, neuron, row. What was summed before stays in `out`.
     """
     sources = [s if hasattr(s, "activations") else ModelSite(s) for s in sources]
     for source in sources:
         source.check(tokens)
+    if storage not in STORAGES or (storage == "disk" and out is None):
+        raise InputError(f"storage {storage!r}" + (" needs a folder, out" if storage in STORAGES else f" is none of {', '.join(STORAGES)}"))
     rows = choose_rows(tokens, max_tokens=max_tokens, seed=seed)
     per_chunk = max(1, chunk_tokens // tokens.row_tokens)
     if precision == "int8" and per_chunk * tokens.row_tokens > MAX_TOKENS:
@@ -71,13 +80,19 @@ def observe(
         )
     pieces = [rows[i : i + per_chunk] for i in range(0, len(rows), per_chunk)]
     identity = _identity(tokens, rows=len(rows), precision=precision, max_tokens=max_tokens, seed=seed, rows_per_chunk=per_chunk)
-    totals = _resume(out, sources, identity, device) if out is not None else None
+    home = "cpu" if storage in ("host", "disk") else device
+    totals = _resume(out, sources, identity, device, home) if out is not None else None
     if totals is None:
         centre = [_pilot(s, tokens, rows, seed=seed, batch_tokens=batch_tokens, device=device) for s in sources]
-        totals = Totals([_info(s) for s in sources], identity=identity, n_chunks=len(pieces), centre=centre, precision=precision, seed=seed, device=device)
+        infos = [_info(s) for s in sources]
+        totals = Totals(infos, identity=identity, n_chunks=len(pieces), centre=centre, precision=precision, seed=seed, device=device, home=home)
+    if out is not None:
+        totals.open(out)
+    sizes = [int(tokens.lengths[piece].sum()) for piece in pieces]
+    groups = [_Group(totals, keys) for keys in sweeps or [totals.product_keys()]]
     bar = tqdm(
-        total=int(tokens.lengths[rows].sum()),
-        initial=sum(int(tokens.lengths[pieces[c]].sum()) for c in totals.chunks),
+        total=sum(sizes) * len(groups),
+        initial=sum(sizes[c] for group in groups for c in range(len(pieces)) if c not in group.missing()),
         unit="tok",
         unit_scale=True,
         desc="observe",
@@ -86,66 +101,102 @@ def observe(
     saver = Checkpoints(totals, out)
     buffers: dict[str, Tensor] = {}
     with bar, saver:
-        for number in totals.missing():
-            chunk = make_chunk(tokens, pieces[number], batch_tokens=batch_tokens, device=device)
-            seen = _see(totals, sources, chunk, tokens, buffers, seed=seed, precision=precision)
-            with saver.unsafe():
-                _add(totals, seen)
-                totals.chunks.add(number)
-            saver.maybe_save()
-            bar.update(chunk.ends[2])
-    if totals.cross and totals.tokens < 2:
+        for group in groups:
+            for number in sorted(group.missing()):
+                chunk = make_chunk(tokens, pieces[number], batch_tokens=batch_tokens, device=device)
+                seen = _see(group, sources, number, chunk, tokens, buffers)
+                with saver.unsafe():
+                    _add(group, number, seen, settle=storage == "disk")
+                if storage == "disk":
+                    saver.save()
+                saver.maybe_save()
+                bar.update(chunk.ends[2])
+            if len(groups) > 1 and out is not None:
+                with saver.unsafe():
+                    totals.settle(group.keys)
+                saver.save()
+    if len(sources) > 1 and totals.tokens < 2:
         raise InputError(f"{tokens.path}: {totals.tokens} tokens are left to correlate when BOS and newlines are out; give more text")
     return totals
 
 
+class _Group:
+    """Products that one sweep over the tokens fills, and the sources that must run for them."""
+
+    def __init__(self, totals: Totals, keys: Sequence[Key]) -> None:
+        self.totals, self.keys = totals, list(keys)
+        self.sources = sorted({i for key in keys for i in (key[0], key[2])}) or range(len(totals.sources))
+
+    def missing(self) -> set[int]:
+        """Chunks that something of this group does not hold."""
+        held: list[set[int]] = [*(self.totals.observed[i] for i in self.sources), *(self.totals.added[key] for key in self.keys)]
+        return {chunk for chunk in range(self.totals.n_chunks) if not all(chunk in some for some in held)}
+
+    def open(self, chunk: int) -> list[Key]:
+        """Products of the group that do not hold a chunk."""
+        return [key for key in self.keys if chunk not in self.totals.added[key]]
+
+
 @dataclass(frozen=True)
 class _Seen:
-    """What one chunk says of one source; `packed` is None where there is nothing to correlate."""
+    """What one chunk says of one source: its operand of the products (None where there is nothing to correlate) and, the first time, its moments."""
 
-    site: Moments
-    pre: Moments
-    histogram: Histogram
     packed: Packed | None
+    observed: tuple[Moments, Moments, Histogram] | None
 
 
-def _see(totals: Totals, sources: Sequence[Source], chunk: Chunk, tokens: Tokens, buffers: dict[str, Tensor], *, seed: int, precision: str) -> list[_Seen]:
-    """Run every source over the chunk; touches no total, so that an error leaves them whole."""
-    seen = []
-    for i, source in enumerate(sources):
-        x = gather(source, chunk, buffers)
-        correlated, everything = x[source.site], x["mlp.pre"]  # [tokens, columns]
-        site = Moments(correlated.shape[1], sets=totals.site[i].sets, device=correlated.device)
-        site.update(correlated, chunk.ends)
-        _refuse_nonfinite(site, correlated, source, source.site, chunk, tokens)
-        pre = Moments(site.neurons, device=correlated.device)
-        pre.update(everything)
-        _refuse_nonfinite(pre, everything, source, "mlp.pre", chunk, tokens)
-        histogram = Histogram(site.neurons, edges=totals.histogram[i].edges, device=correlated.device)
-        histogram.update(everything)
+def _see(group: _Group, sources: Sequence[Source], number: int, chunk: Chunk, tokens: Tokens, buffers: dict[str, Tensor]) -> dict[int, _Seen]:
+    """Run the sources of a group over a chunk; touches no total, so that an error leaves them whole."""
+    totals = group.totals
+    correlated = {i for key in group.open(number) for i in (key[0], key[2])} if chunk.ends[0] else set()
+    seen = {}
+    for i in group.sources:
+        source, new = sources[i], number not in totals.observed[i]
+        if not new and i not in correlated:
+            continue
+        x = gather(source, chunk, buffers, sites={source.site, "mlp.pre"} if new else {source.site})
+        site = Moments(totals.sources[i].columns, sets=SETS, device=totals.device)
+        site.update(x[source.site], chunk.ends)
+        _refuse_nonfinite(site, x[source.site], source, source.site, chunk, tokens)
         packed = None
-        if len(sources) > 1 and chunk.ends[0]:
+        if i in correlated:
             extremes = (site.field("minimum", "r"), site.field("maximum", "r"))
-            packed = pack(correlated[: chunk.ends[0]], totals.centre[i], chunk.keys, source=i, seed=seed, precision=precision, extremes=extremes)
-        seen.append(_Seen(site, pre, histogram, packed))
-        del x, correlated, everything  # before the next source makes its own
+            r = x[source.site][: chunk.ends[0]]
+            packed = pack(r, totals.centre[i], chunk.keys, source=i, seed=totals.seed, precision=totals.precision, extremes=extremes)
+        seen[i] = _Seen(packed, (site, *_of_pre(x["mlp.pre"], source, chunk, tokens)) if new else None)
+        del x  # before the next source makes its own
     return seen
 
 
-def _add(totals: Totals, seen: Sequence[_Seen]) -> None:
-    for i, one in enumerate(seen):
-        totals.site[i].merge(one.site)
-        totals.pre[i].merge(one.pre)
-        totals.histogram[i].merge(one.histogram)
-    packed = [one.packed for one in seen if one.packed is not None]
-    if not packed:  # a source alone, or a chunk of nothing but BOS and newlines
-        return
-    for (i, j), product in totals.cross.items():
-        product.add(packed[i], packed[j])
-    for (i, layer), product in totals.within.items():
-        width = totals.sources[i].width
-        block = packed[i].columns(layer * width, (layer + 1) * width)
-        product.add(block, block)
+def _of_pre(x: Tensor, source: Source, chunk: Chunk, tokens: Tokens) -> tuple[Moments, Histogram]:
+    """Moments and histogram of the pre-activations of a chunk, [tokens, columns]."""
+    moments = Moments(x.shape[1], device=x.device)
+    moments.update(x)
+    _refuse_nonfinite(moments, x, source, "mlp.pre", chunk, tokens)
+    histogram = Histogram(x.shape[1], device=x.device)
+    histogram.update(x)
+    return moments, histogram
+
+
+def _add(group: _Group, number: int, seen: dict[int, _Seen], *, settle: bool) -> None:
+    """Add a chunk to the totals; `settle` writes each product before the next one is read."""
+    totals = group.totals
+    for i, one in seen.items():
+        if one.observed is not None:
+            totals.observe(i, number, *one.observed)
+    left: tuple[tuple[int, int], Packed] | None = None  # the operand of a layer serves its product with every other source
+    for key in group.open(number):
+        i, layer, j = key
+        whole, other = seen[i].packed if i in seen else None, seen[j].packed if j in seen else None
+        operands = None
+        if whole is not None and other is not None:
+            if left is None or left[0] != (i, layer):
+                width = totals.sources[i].width
+                left = (i, layer), whole.columns(layer * width, (layer + 1) * width)
+            operands = (left[1], left[1] if i == j else other)
+        totals.add(key, number, operands)
+        if settle:
+            totals.settle([key])
 
 
 def _refuse_nonfinite(moments: Moments, x: Tensor, source: Source, site: str, chunk: Chunk, tokens: Tokens) -> None:
@@ -183,11 +234,13 @@ def _info(source: Source) -> SourceInfo:
     return SourceInfo(source.name, source.site, tuple(source.layers), source.width, source.hash)
 
 
-def _resume(out: str | os.PathLike[str], sources: Sequence[Source], identity: dict[str, Any], device: torch.device | str) -> Totals | None:
+def _resume(
+    out: str | os.PathLike[str], sources: Sequence[Source], identity: dict[str, Any], device: torch.device | str, home: torch.device | str
+) -> Totals | None:
     """The totals in `out`, if there are any and they are of this very run."""
-    if not (Path(out) / "ledger.json").exists():
+    if not any((Path(out) / name).exists() for name in ("ledger.json", "ledger.previous.json")):
         return None
-    totals = Totals.load(out, device=device)
+    totals = Totals.load(out, device=device, home=home)
     differing = [f"{k} ({totals.identity.get(k)} there, {v} asked for)" for k, v in identity.items() if totals.identity.get(k) != v]
     if totals.sources != [_info(s) for s in sources]:
         differing.append("models, layers or site")

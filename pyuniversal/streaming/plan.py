@@ -1,143 +1,239 @@
-"""What a run will cost, before it starts: operations, memory, disk and time, from the shapes alone."""
+"""What a run will cost, before it starts: operations, memory, disk and time, from the shapes and from rates that are measured here."""
 
 from __future__ import annotations
 
-import time
+import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from ..errors import NotEnoughMemoryError
+from ..errors import InputError, NotEnoughMemoryError
+from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts
+from .rates import Rates, measure_rates
 
 GB = 1e9
-# Streaming moments (float64, 8 fields: 4 set-neurons), histogram (257 counts) and the like, bytes a neuron; both while a chunk is open.
-STATE_BYTES = 2 * (4 * 8 * 8 + 257 * 8)
-BYTES = {"int8": 1, "bf16": 2, "float32": 4, "float64": 8}
-DTYPE_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+STORAGES = ("auto", "resident", "host", "disk", "sweeps")
+SLACK = 1.03  # of memory: what allocators leave between
 
 
 @dataclass(frozen=True)
-class SourceShape:
-    """The shape of one source: a model's parameters (all, and those of the blocks alone), how many layers take part, neurons a layer."""
+class Work:
+    """Operations of a run; a multiplication and an addition are two. `elements`: activations of the correlated sites, once over the tokens."""
 
-    name: str
-    parameters: int
-    block_parameters: int
-    layers: int
-    width: int
-
-    @property
-    def columns(self) -> int:
-        """Neurons in all."""
-        return self.layers * self.width
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run's predicted cost. Operations count a multiplication and an addition as two; bytes are peaks; seconds are estimates from rates measured here.
-
-    Attributes:
-        tokens: that go through every model.
-        forward_flops, product_flops, baseline_flops: of the passes, of all blocks of Z^T Z, of the rotation baseline.
-        weights_bytes, totals_bytes, chunk_bytes, table_bytes: models; accumulators; activations and operands of a chunk; what the table stage needs beside the
-        totals. memory_bytes: the peak. available_bytes: what the device has free now.
-        disk_bytes: of the run's folder, while checkpoints are replaced.
-        seconds: estimate of the whole; None where no rate was measured.
-    """
-
-    sources: tuple[SourceShape, ...]
-    device: str
-    precision: str
     tokens: int
     forward_flops: float
     product_flops: float
     baseline_flops: float
+    rotation_flops: float
+    elements: float
+    pairs: float  # numbers in the products of different models
+    partners: float  # kept in the table of matches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's predicted cost. Bytes are peaks beyond what the process holds already; seconds are estimates from rates measured here.
+
+    Attributes:
+        shapes, device, work: what will be done, and where.
+        weights_bytes: of the models, where they are not in memory yet.
+        table_bytes: what the table stage takes; the products are mapped from their files then.
+        layout: where the products live during the pass.
+        available_bytes: free memory of the device, or what `--memory` leaves of it.
+        host_available_bytes, disk_available_bytes: free memory of the host, free disk.
+        lacks: where nothing fits, what each storage lacks.
+        seconds: estimate of the whole; None where no rate was measured.
+    """
+
+    shapes: Shapes
+    device: str
+    work: Work
     weights_bytes: float
-    totals_bytes: float
-    chunk_bytes: float
     table_bytes: float
+    layout: Layout
     available_bytes: float
-    disk_bytes: float
+    host_available_bytes: float
+    disk_available_bytes: float
+    lacks: tuple[tuple[str, str], ...]
     seconds: float | None
 
     @property
     def memory_bytes(self) -> float:
-        """Predicted peak: the pass or the table stage, whichever is larger."""
-        return self.totals_bytes + self.weights_bytes + max(self.chunk_bytes, self.table_bytes)
+        """Predicted peak: the pass or the table stage, whichever is larger, and the models."""
+        return self.weights_bytes + SLACK * max(self.layout.memory_bytes, self.table_bytes if self.device == "cpu" else 0.0)
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within what is free."""
-        return self.memory_bytes <= self.available_bytes
+        """Whether memory and disk hold it."""
+        return not self.lacks
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, JSON-able."""
-        return asdict(self) | {"memory_bytes": self.memory_bytes, "fits": self.fits}
+        layout = {k: v for k, v in asdict(self.layout).items() if k != "sweeps"}
+        return {
+            "sources": [asdict(s) | {"columns": s.columns} for s in self.shapes.sources],
+            "device": self.device,
+            "precision": self.shapes.precision,
+            **asdict(self.work),
+            "storage": self.layout.storage,
+            "storage_words": self.layout.words,
+            "sweeps": max(len(self.layout.sweeps), 1),
+            "layout": layout,
+            "weights_bytes": self.weights_bytes,
+            "totals_bytes": self.shapes.totals_bytes,
+            "chunk_bytes": self.shapes.chunk_bytes(),
+            "table_bytes": self.table_bytes,
+            "memory_bytes": self.memory_bytes,
+            "available_bytes": self.available_bytes,
+            "disk_bytes": self.layout.disk_bytes,
+            "disk_available_bytes": self.disk_available_bytes,
+            "seconds": self.seconds,
+            "fits": self.fits,
+        }
 
     def refuse(self) -> None:
-        """Raise `NotEnoughMemoryError` with the numbers and three cheaper ways, unless the run fits."""
+        """Raise `NotEnoughMemoryError` with the numbers and cheaper ways, unless the run fits."""
         if self.fits:
             return
-        largest = max(self.sources, key=lambda s: s.columns)
+        needs = "; ".join(f"products {storage}: {lack}" for storage, lack in self.lacks)
         raise NotEnoughMemoryError(
-            f"this run needs {self.memory_bytes / GB:.1f} GB on {self.device} and {self.available_bytes / GB:.1f} GB are free: "
-            f"{self.totals_bytes / GB:.1f} GB for the products of {len(self.sources)} models ({largest.columns:,} neurons in {largest.name}), "
-            f"{self.weights_bytes / GB:.1f} GB for the models, {max(self.chunk_bytes, self.table_bytes) / GB:.1f} GB of work space. "
-            "Take fewer models at a time, fewer layers (--layers), or another machine or --device."
+            f"this run does not fit on {self.device}. Its products take {self.shapes.totals_bytes / GB:.1f} GB, a chunk in work "
+            f"{self.shapes.chunk_bytes() / GB:.1f} GB, the models {self.weights_bytes / GB:.1f} GB, the tables {self.table_bytes / GB:.1f} GB. "
+            f"Needed with {needs}. Cheaper: {self._cheaper()}."
         )
+
+    def _cheaper(self) -> str:
+        """Three ways to a smaller run, each with the memory it needs at least."""
+        shapes = self.shapes
+        fewer = tuple(replace(s, layers=max(1, s.layers // 2)) for s in shapes.sources)
+        options = {
+            f"a shorter chunk (--chunk-tokens {max(shapes.chunk_tokens // 4, 512)})": replace(shapes, chunk_tokens=max(shapes.chunk_tokens // 4, 512)),
+            f"half of the layers (--layers 0-{fewer[0].layers - 1})": replace(shapes, sources=fewer),
+            "two models at a time": replace(shapes, sources=tuple(sorted(shapes.sources, key=lambda s: s.columns)[-2:])),
+        }
+        words = []
+        for name, smaller in options.items():
+            least = min(layout.memory_bytes for layout in layouts(smaller, memory=0, cuda=self.device != "cpu"))
+            words.append(f"{name} needs {(SLACK * least + self.weights_bytes) / GB:.1f} GB of memory")
+        return ", ".join(words)
 
 
 def make_plan(
     sources: Sequence[SourceShape],
     *,
     tokens: int,
-    precision: str,
-    site: str,
-    dtype: str,
-    chunk_tokens: int,
-    baseline_draws: int,
-    top_k: int,
-    device: str,
+    precision: str = "int8",
+    site: str = "mlp.post",
+    dtype: str = "float32",
+    chunk_tokens: int = 16_384,
+    batch_tokens: int = 2_048,
+    baseline_draws: int = 5,
+    top_k: int = 50,
+    device: str = "cpu",
+    storage: str = "auto",
+    memory: int | None = None,
+    out: str | os.PathLike[str] = ".",
     loaded: bool = False,
     measure: bool = True,
 ) -> Plan:
-    """Predict the cost of a run of `sources` over `tokens` tokens.
+    """Predict the cost of a run of `sources` over `tokens` tokens, and choose where its products live.
 
-    `loaded` says that the models are in memory already, so that what they take counts as free. `measure` times a small product for the estimate of the seconds.
+    Args:
+        sources: shapes of the models.
+        tokens: that go through every model.
+        precision: of the products.
+        site: that is correlated.
+        dtype: of the models.
+        chunk_tokens: of a chunk.
+        batch_tokens: of a forward pass.
+        baseline_draws: rotations.
+        top_k: partners kept of every neuron.
+        device: where it runs.
+        storage: "auto", or one that must be taken: "resident", "host", "disk", "sweeps".
+        memory: bytes that the process may hold on the device in all (what it holds already included); all that is free where None.
+        out: a path on the disk that will hold the run.
+        loaded: the models are in memory already.
+        measure: measure rates (half a second) for the estimate of the seconds; without, the choice goes by typical ones.
+
+    Raises:
+        InputError: an unknown storage, or one that this device does not have.
     """
-    columns = [s.columns for s in sources]
-    pairs = [(a, b) for n, a in enumerate(sources) for b in sources[n + 1 :]]
-    within = sum(s.layers * s.width**2 for s in sources) if pairs else 0
-    cells = sum(a.columns * b.columns for a, b in pairs) + within
-    total_bytes = 8 if precision == "float64" else 4
-    sites = 1 if site == "mlp.pre" else 2
-    forward = 2.0 * tokens * sum(s.block_parameters for s in sources)
-    product = 2.0 * tokens * cells
-    baseline = 2.0 * baseline_draws * sum(2 * a.columns * b.columns * (a.width + b.width) / 2 for a, b in pairs)
-    operands = sum(columns) * BYTES[precision] if pairs else 0
-    chunk = chunk_tokens * (max(columns) * (sites * DTYPE_BYTES[dtype] + 4) + operands) + 8 * 1024 * max(columns)
-    kept = 80 * 2 * len(pairs) * max(columns) * min(top_k, max(columns))
-    weights = float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
-    plan = Plan(
-        sources=tuple(sources),
+    cuda = torch.device(device).type == "cuda"
+    if storage not in STORAGES or (storage == "host" and not cuda):
+        reason = "is the same as resident on a CPU" if storage in STORAGES else f"is none of {', '.join(STORAGES)}"
+        raise InputError(f"--storage {storage} {reason}")
+    shapes = Shapes(tuple(sources), precision, dtype, site, chunk_tokens, batch_tokens)
+    work = _work(shapes, tokens, draws=baseline_draws, top_k=top_k)
+    weights = 0.0 if loaded else float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
+    free = _free_bytes(device, memory) - weights
+    host, disk = float(psutil.virtual_memory().available), float(shutil.disk_usage(_existing(out)).free)
+    rates = measure_rates(device, shapes) if measure else Rates()
+    room = {"memory": free / SLACK, "host": host, "disk": disk}
+    found = [layout for layout in layouts(shapes, memory=free / SLACK, cuda=cuda) if storage in ("auto", layout.storage) or not shapes.product_keys()]
+    lacks = {layout.storage: layout.lack(**room) for layout in found}
+    chunks = max(1, tokens // chunk_tokens)
+    fitting = [layout for layout in found if lacks[layout.storage] is None]
+    chosen = min(fitting or found[:1], key=lambda layout: rates.seconds(work, layout, chunks=chunks))
+    table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k)
+    if fitting and not cuda and table > room["memory"]:
+        fitting, lacks = [], {"anywhere": f"{table / GB:.1f} GB of memory for the tables ({free / GB:.1f} GB free)"}
+    return Plan(
+        shapes=shapes,
         device=device,
-        precision=precision,
-        tokens=tokens,
-        forward_flops=forward,
-        product_flops=product,
-        baseline_flops=baseline,
+        work=work,
         weights_bytes=weights,
-        totals_bytes=float(total_bytes * cells + STATE_BYTES * sum(columns)),
-        chunk_bytes=float(chunk),
-        table_bytes=float(kept + 3 * 8 * 4096 * max(columns)),
-        available_bytes=float(free_bytes(device)) + loaded * weights,
-        disk_bytes=float(2 * total_bytes * cells + kept / 2),
-        seconds=None,
+        table_bytes=table,
+        layout=chosen,
+        available_bytes=free + weights,
+        host_available_bytes=host,
+        disk_available_bytes=disk,
+        lacks=() if fitting else tuple((name, str(lack)) for name, lack in lacks.items()),
+        seconds=rates.seconds(work, chosen, chunks=chunks) if measure else None,
     )
-    return plan if not measure else _with_seconds(plan)
+
+
+def _work(shapes: Shapes, tokens: int, *, draws: int, top_k: int) -> Work:
+    pairs = [(a, b) for n, a in enumerate(shapes.sources) for b in shapes.sources[n + 1 :]]
+    cells = shapes.totals_bytes / shapes.cell_bytes
+    return Work(
+        tokens=tokens,
+        forward_flops=2.0 * tokens * sum(s.block_parameters for s in shapes.sources),
+        product_flops=2.0 * tokens * cells,
+        baseline_flops=2.0 * draws * sum(a.columns * b.columns * (a.width + b.width) for a, b in pairs),
+        # Householder's QR and Q made of it, R S R^T, all in float64.
+        rotation_flops=draws * sum(s.layers * (8 / 3 + 2) * s.width**3 for s in shapes.sources) if pairs else 0.0,
+        elements=float(tokens * sum(s.columns for s in shapes.sources)),
+        pairs=float(sum(a.columns * b.columns for a, b in pairs)),
+        partners=float(sum(a.columns * min(top_k, b.columns) + b.columns * min(top_k, a.columns) for a, b in pairs)),
+    )
+
+
+def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int) -> float:
+    """Of the stage after the pass: partners of all ordered pairs as tensors and as a table, and beside them the rotations of one layer at work."""
+    sources = shapes.sources
+    ordered = [(a, b) for a in sources for b in sources if a is not b]
+    # Partners: 24 bytes in tensors, 34 in the table, and the table once more when its parts are joined; a few columns a neuron.
+    partners = sum(a.columns * min(top_k, b.columns) * (24 + 2 * 34) for a, b in ordered) + 2_000 * sum(s.columns for s in sources)
+    width = max(s.width for s in sources)
+    rotating = width**2 * (baseline_draws * shapes.cell_bytes + 5 * 8) + 4 * 4096 * width * shapes.cell_bytes if ordered else 0
+    return float(partners + rotating + STATE_OF_TABLE * sum(s.columns for s in sources))
+
+
+STATE_OF_TABLE = 2 * 257 * 8  # histograms are read whole
+
+
+def _free_bytes(device: str, memory: int | None) -> float:
+    """Memory that the run may take on a device beyond what the process holds."""
+    free = free_bytes(device)
+    if memory is None:
+        return float(free)
+    held = torch.cuda.memory_reserved(device) if torch.device(device).type == "cuda" else psutil.Process().memory_full_info().uss
+    return float(min(free, memory - held))
 
 
 def free_bytes(device: str) -> int:
@@ -147,21 +243,7 @@ def free_bytes(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _with_seconds(plan: Plan) -> Plan:
-    rate = _matmul_rate(plan.device)
-    # int8 products and forward passes of small batches run at other rates than a square float32 product; the pass also reads every activation a few times.
-    speed = {"int8": 4.0, "bf16": 1.0, "float32": 1.0, "float64": 0.5}[plan.precision]
-    elements = plan.tokens * sum(s.columns for s in plan.sources)
-    seconds = plan.forward_flops / (0.5 * rate) + plan.product_flops / (speed * rate) + plan.baseline_flops / (0.5 * rate) + 40 * elements / rate
-    return Plan(**{**vars(plan), "seconds": seconds})
-
-
-def _matmul_rate(device: str) -> float:
-    """float32 operations a second of a square product, best of three."""
-    x = torch.randn(1024, 1024, device=device)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        (x @ x).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
+def _existing(path: str | os.PathLike[str]) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = Path(path).absolute()
+    return next(p for p in (path, *path.parents) if p.exists())

@@ -25,6 +25,11 @@ class Histogram:
         self.edges = edges.to(device)
         self.counts = torch.zeros(neurons, len(edges) + 1, dtype=torch.int64, device=device)  # [neurons, bins]
 
+    @property
+    def neurons(self) -> int:
+        """Number of columns."""
+        return self.counts.shape[0]
+
     def update(self, x: Tensor) -> None:
         """Add the tokens of x, [tokens, neurons]."""
         histogram_(self.counts, x, self.edges)

@@ -76,7 +76,7 @@ class Ledger:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileError(f"{path} is damaged ({error!r}); {AGAIN}") from error
         for name, entry in ledger.entries.items():
-            if not isinstance(entry.file, str) or not FILE.fullmatch(entry.file) or not entry.file.startswith(f"{name}."):
+            if not FILE.fullmatch(str(entry.file)) or not entry.file.startswith(f"{name}."):
                 raise FileError(f"{path} names {entry.file!r} as the file of {name}: no file of a run is called so; it is damaged, or was tampered with")
             _check(path.parent / entry.file, entry)
         ledger._fallen_back = path.name == PREVIOUS

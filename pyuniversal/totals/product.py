@@ -33,6 +33,10 @@ def pack(x: Tensor, centre: Tensor, tokens: Tensor, *, source: int, seed: int, p
     return quantize(x, centre, absmax, token_keys(seed, tokens), neuron_keys(seed, source, x.shape[1]).to(x.device), precision=precision)
 
 
+# Libraries round a product otherwise where its total begins elsewhere in a cache line, as one does that is mapped from a file; int8 sums are exact before that.
+ALIGNMENT = 64
+
+
 class Product:
     """Sum over tokens of (x - centre_x)(y - centre_y) for all pairs of neurons.
 
@@ -79,13 +83,22 @@ class Product:
         Raises:
             InputError: other tokens, neurons or precision, or another centre than that of the chunks before.
         """
-        if self.centre is not None and not all(torch.equal(known, side.centre) for known, side in zip(self.centre, (x, y), strict=True)):
+        home = self.total.device
+        centre = (x.centre.to(home), y.centre.to(home))
+        if self.centre is not None and not all(torch.equal(*both) for both in zip(self.centre, centre, strict=True)):
             raise InputError("these operands were centred otherwise than those already in the product: one centre serves a whole run")
-        product_(self.total, x, y)
-        self.centre = (x.centre, y.centre)
+        if self.precision != "int8" and self.total.data_ptr() % ALIGNMENT:
+            self.total = self.total.clone()
+        if home == x.data.device:
+            product_(self.total, x, y)
+        else:  # a block in the host's memory visits the device of its operands
+            visitor = self.total.to(x.data.device)
+            product_(visitor, x, y)
+            self.total.copy_(visitor)
+        self.centre = centre
         self.tokens += x.tokens
         for rounding, side in zip(self.rounding, (x, y), strict=True):
-            rounding += torch.stack([side.added_variance, side.added_fourth]) * side.tokens
+            rounding += (torch.stack([side.added_variance, side.added_fourth]) * side.tokens).to(home)
 
     def merge(self, other: Product) -> None:
         """Add the tokens that `other` holds: same neurons, precision and centre.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, InputError
-from ..files import read_json, write_json
+from ..ops import Packed
 from ._state import load_state, save_state
 from .histogram import Histogram
+from .ledger import AGAIN, CURRENT, PREVIOUS, Ledger, from_ranges
 from .moments import Moments
 from .product import Product
 
-FORMAT = 2
+log = logging.getLogger(__name__)
+SEEN: dict[str, Any] = {"site": Moments, "pre": Moments, "histogram": Histogram}  # what is kept of every source, a file each
 SETS = ("r", "test", "all")
-# Files of any generation, and what a kill left of one that was being written; whatever else lies in the folder is the user's.
-OWN = re.compile(
-    r"(?:(?:site|pre|histogram)-\d+|(?:cross|within)-\d+-\d+|centre)\.\d+\.safetensors|\.(?:site|pre|histogram|cross|within|centre)[-.\d]*safetensors\.\w+\.tmp"
-)
+Key = tuple[int, int, int]  # (i, number of a layer of source i, j)
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,12 @@ class Totals:
         pre: per source, moments of the pre-activation over all.
         histogram: per source, the 257 bins of the pre-activation over all.
         centre: per source, float32 [columns]: what the products subtract.
-        cross: (i, j), i < j -> product of source i with source j.
-        within: (i, l) -> product of layer number l of source i with itself (its diagonal is not a variance: see `product_`).
-        chunks: ids of the chunks held; n_chunks: how many there are in all.
+        products: (i, l, j) -> product of layer number l of source i with source j > i, or, where j is i, with itself (whose diagonal is not a variance: see
+            `product_`). One that nothing was added to yet is absent. Those of loaded totals are mapped from their files: they take memory where they change.
+        observed: per source, ids of the chunks that its moments and histogram hold.
+        added: key of a product -> ids of the chunks that it holds. A run that sweeps over the tokens several times fills products one after another.
+        n_chunks: how many chunks there are in all.
+        device: of the moments and histograms, that of the activations. home: of the products, which may be the host's memory.
     """
 
     def __init__(
@@ -71,26 +73,57 @@ class Totals:
         precision: str = "int8",
         seed: int = 0,
         device: torch.device | str = "cpu",
+        home: torch.device | str | None = None,
     ) -> None:
         self.identity, self.sources, self.n_chunks = identity, list(sources), n_chunks
+        self.precision, self.seed, self.device, self.home = precision, seed, device, home or device
         self.centre = list(centre)
-        self.chunks: set[int] = set()
         self.site = [Moments(s.columns, sets=SETS, device=device) for s in self.sources]
         self.pre = [Moments(s.columns, device=device) for s in self.sources]
         self.histogram = [Histogram(s.columns, device=device) for s in self.sources]
-        self.cross: dict[tuple[int, int], Product] = {}
-        self.within: dict[tuple[int, int], Product] = {}
-        if len(self.sources) > 1:
-            for i, a in enumerate(self.sources):
-                for j in range(i + 1, len(self.sources)):
-                    self.cross[i, j] = Product(a.columns, self.sources[j].columns, precision=precision, seed=seed, device=device)
-                for layer in range(len(a.layers)):
-                    self.within[i, layer] = Product(a.width, a.width, precision=precision, seed=seed, device=device)
+        self.observed: list[set[int]] = [set() for _ in self.sources]
+        self.products: dict[Key, Product] = {}
+        self.added: dict[Key, set[int]] = {key: set() for key in self.product_keys()}
+        self._ledger: Ledger | None = None
+        self._dirty: set[str] = set()
+
+    def product_keys(self) -> list[Key]:
+        """Keys of all products of the run, by first source, layer and second source; none for a single source."""
+        n = len(self.sources)
+        return [(i, layer, j) for i, s in enumerate(self.sources) for layer in range(len(s.layers)) for j in range(i, n)] if n > 1 else []
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(i, j), i < j: the pairs of sources that are correlated."""
+        return [(i, j) for i in range(len(self.sources)) for j in range(i + 1, len(self.sources))]
+
+    def block(self, i: int, j: int) -> Tensor:
+        """Sum over r of (x - centre_x)(y - centre_y) for all neurons of two sources, i < j: [columns of i, columns of j], a copy."""
+        return torch.cat([self.product((i, layer, j)).total for layer in range(len(self.sources[i].layers))])
+
+    def product(self, key: Key) -> Product:
+        """The product `key`, made of zeros where there is none yet."""
+        if key not in self.products:
+            self.products[key] = Product(*self._shape(key), precision=self.precision, seed=self.seed, device=self.home)
+        return self.products[key]
+
+    def _shape(self, key: Key) -> tuple[int, int]:
+        i, _, j = key
+        return self.sources[i].width, self.sources[j].columns if i != j else self.sources[i].width
+
+    @property
+    def chunks(self) -> set[int]:
+        """Ids of the chunks that are in every sum."""
+        return set.intersection(*self.observed, *self.added.values()) if self.sources else set()
 
     @property
     def complete(self) -> bool:
-        """Whether every chunk of the run is held."""
-        return len(self.chunks) == self.n_chunks
+        """Whether every sum holds every chunk of the run."""
+        return all(len(held) == self.n_chunks for held in (*self.observed, *self.added.values()))
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether something was added since the last `save`."""
+        return bool(self._dirty) or (self._ledger is not None and self._ledger.opened)
 
     @property
     def tokens(self) -> int:
@@ -98,107 +131,167 @@ class Totals:
         return self.site[0].count("r") if self.sources else 0
 
     def missing(self) -> list[int]:
-        """Chunk ids not held yet, rising."""
+        """Ids of the chunks that some sum does not hold yet, rising."""
         return sorted(set(range(self.n_chunks)) - self.chunks)
 
-    def merge(self, other: Totals) -> None:
-        """Add the chunks of another part of the same run.
+    def observe(self, i: int, chunk: int, site: Moments, pre: Moments, histogram: Histogram) -> None:
+        """Add what one chunk says of source i."""
+        self.site[i].merge(site)
+        self.pre[i].merge(pre)
+        self.histogram[i].merge(histogram)
+        self.observed[i].add(chunk)
+        self._dirty.update(f"{field}-{i}" for field in SEEN)
+
+    def add(self, key: Key, chunk: int, operands: tuple[Packed, Packed] | None) -> None:
+        """Add one chunk to the product `key`; None where the chunk has no token to correlate."""
+        product = self.product(key)
+        if operands is not None:
+            product.add(*operands)
+        self._hold(key, {chunk})
+
+    def _hold(self, key: Key, chunks: set[int]) -> None:
+        self.added[key] |= chunks
+        self._dirty.add(_product_name(key))
+
+    def merge(self, other: Totals, *, settle: bool = False) -> None:
+        """Add the chunks of another part of the same run; `settle` writes every product (see there) before the next one is read.
 
         Raises:
             InputError: it is of another run, or holds a chunk that this one holds too.
         """
+        self._mergeable(other)
+        for i in range(len(self.sources)):
+            for field in SEEN:
+                getattr(self, field)[i].merge(getattr(other, field)[i])
+                self._dirty.add(f"{field}-{i}")
+            self.observed[i] |= other.observed[i]
+        for key in self.product_keys():
+            if key in other.products:
+                self.product(key).merge(other.products[key])
+                self._hold(key, other.added[key])
+            if settle:
+                self.settle([key])
+
+    def _mergeable(self, other: Totals) -> None:
         if other.identity != self.identity or other.sources != self.sources or other.n_chunks != self.n_chunks:
             differing = [k for k in self.identity | other.identity if self.identity.get(k) != other.identity.get(k)]
             raise InputError(f"cannot merge totals of different runs: they differ in {', '.join(differing) or 'their models'}")
-        if overlap := sorted(self.chunks & other.chunks):
+        mine, theirs = ([*t.observed, *t.added.values()] for t in (self, other))
+        if overlap := sorted(set().union(*(a & b for a, b in zip(mine, theirs, strict=True)))):
             raise InputError(f"cannot merge: both totals hold chunk {overlap[0]}" + (f" and {len(overlap) - 1} more" if len(overlap) > 1 else ""))
         if not all(torch.equal(a, b.to(a.device)) for a, b in zip(self.centre, other.centre, strict=True)):
             raise InputError("cannot merge totals whose products have different centres: the parts of one run take theirs from the same first totals")
-        theirs = dict(other._parts())
-        for name, mine in self._parts():
-            mine.merge(theirs[name])
-        self.chunks |= other.chunks
+
+    def open(self, folder: str | os.PathLike[str]) -> None:
+        """Name the folder that `settle` and `save` write to. What is in it already counts where these totals were loaded from it."""
+        if self._ledger is None or self._ledger.folder != Path(folder):
+            self._ledger = Ledger(Path(folder))
+            self._dirty.update(name for name, _, _ in self._parts())
+            self._dirty.add("centre")
+
+    def settle(self, keys: Iterable[Key]) -> None:
+        """Write products to the folder that was opened and map them from there, so that they take no memory; they count from the next `save` on.
+
+        Raises:
+            FileError: a file cannot be written; what the folder held before is whole.
+        """
+        if self._ledger is None:
+            raise RuntimeError("settle without a folder: call open first")
+        for key in keys:
+            name = _product_name(key)
+            if key in self.products and name in self._dirty:
+                path = self._ledger.write(name, self.products[key].save, self.added[key])
+                self._dirty.discard(name)
+                self.products[key] = Product.load(path, device=self.home)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write everything: new files beside the old ones, then the ledger that names them, then the old ones go. A kill at any moment leaves a whole state.
+        """Write every part that changed since the last save, then the ledger that names them all. A kill at any moment leaves a whole state.
 
         Raises:
             FileError: the folder cannot be written; what it held before is still whole.
         """
-        folder = Path(folder)
-        old = read_json(folder / "ledger.json") if (folder / "ledger.json").exists() else {"generation": 0}
-        generation = old["generation"] + 1
-        files = {}
-        for name, part in self._parts():
-            files[name] = f"{name}.{generation}.safetensors"
-            part.save(folder / files[name])
-        files["centre"] = f"centre.{generation}.safetensors"
-        save_state(folder / files["centre"], "centre", {str(i): c for i, c in enumerate(self.centre)}, {})
-        ledger = {
-            "format": FORMAT,
-            "generation": generation,
-            "identity": self.identity,
-            "sources": [asdict(s) for s in self.sources],
-            "n_chunks": self.n_chunks,
-            "chunks": sorted(self.chunks),
-            "files": files,
-        }
-        write_json(folder / "ledger.json", ledger)
-        for path in folder.iterdir():
-            if OWN.fullmatch(path.name) and path.name not in files.values():
-                path.unlink()
+        self.open(folder)
+        ledger = self._ledger
+        assert ledger is not None
+        for name, part, chunks in self._parts():
+            if name in self._dirty:
+                ledger.write(name, part.save, chunks)
+        if "centre" in self._dirty:
+            tensors = {str(i): c for i, c in enumerate(self.centre)}
+            ledger.write("centre", lambda path: save_state(path, "centre", tensors, {}), [])
+        head = {"identity": self.identity, "sources": [asdict(s) for s in self.sources], "n_chunks": self.n_chunks}
+        ledger.commit(head | {"precision": self.precision, "seed": self.seed}, final=self.complete)
+        self._dirty.clear()
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Totals:
-        """Read what `save` wrote.
+    def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", home: torch.device | str | None = None) -> Totals:
+        """Read what `save` wrote; where a file of the last save is damaged, what the save before it left, with a warning that names the file.
 
         Raises:
             FileError: no ledger, a ledger of another format, or a file that is absent, damaged or of other neurons; names it.
         """
         folder = Path(folder)
-        ledger = read_json(folder / "ledger.json")
-        if ledger.get("format") != FORMAT:
-            raise FileError(f"{folder / 'ledger.json'} has format {ledger.get('format')}; this version of pyuniversal reads {FORMAT}")
-        sources = [SourceInfo(**(s | {"layers": tuple(s["layers"])})) for s in ledger["sources"]]
-        names = _Named({name: folder / Path(file).name for name, file in ledger["files"].items()})
-        centre, _ = load_state(names["centre"], "centre")
-        totals = cls(sources, identity=ledger["identity"], n_chunks=ledger["n_chunks"], centre=[centre[str(i)].to(device) for i in range(len(sources))])
-        totals.chunks = set(ledger["chunks"])
-        totals._load_parts(names, device)
+        try:
+            return cls._load(folder / CURRENT, device, home)
+        except FileError as error:
+            if not (folder / PREVIOUS).exists():
+                raise
+            try:
+                totals = cls._load(folder / PREVIOUS, device, home)
+            except FileError:
+                raise error from None
+            log.warning("%s. Going back to the checkpoint before it, which holds %d of %d chunks.", error, len(totals.chunks), totals.n_chunks)
+            return totals
+
+    @classmethod
+    def _load(cls, path: Path, device: torch.device | str, home: torch.device | str | None) -> Totals:
+        ledger = Ledger.read(path)
+        head = ledger.head
+        try:
+            sources = [SourceInfo(**(s | {"layers": tuple(s["layers"])})) for s in head["sources"]]
+            centre, _ = load_state(ledger.path("centre"), "centre")
+            totals = cls(
+                sources,
+                identity=head["identity"],
+                n_chunks=head["n_chunks"],
+                centre=[centre[str(i)].to(device) for i in range(len(sources))],
+                precision=head["precision"],
+                seed=head["seed"],
+                device=device,
+                home=home,
+            )
+            totals._load_parts(ledger)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path} is damaged ({error!r}); {AGAIN}") from error
+        totals._ledger = ledger
         return totals
 
-    def _load_parts(self, names: dict[str, Path], device: torch.device | str) -> None:
-        every = range(len(self.sources))
-        self.site = [Moments.load(names[f"site-{i}"], device=device) for i in every]
-        self.pre = [Moments.load(names[f"pre-{i}"], device=device) for i in every]
-        self.histogram = [Histogram.load(names[f"histogram-{i}"], device=device) for i in every]
-        self.cross = {key: Product.load(names[_product_name("cross", key)], device=device) for key in self.cross}
-        self.within = {key: Product.load(names[_product_name("within", key)], device=device) for key in self.within}
-        for i, j in self.cross:
-            expected = (self.sources[i].columns, self.sources[j].columns)
-            if self.cross[i, j].total.shape != expected:
-                raise FileError(
-                    f"{names[_product_name('cross', (i, j))]} holds {tuple(self.cross[i, j].total.shape)} neurons, not {expected}: it belongs to another run"
-                )
+    def _load_parts(self, ledger: Ledger) -> None:
         for i, source in enumerate(self.sources):
-            if self.site[i].neurons != source.columns or self.pre[i].neurons != source.columns:
-                raise FileError(f"{names[f'site-{i}']} holds {self.site[i].neurons} neurons, not {source.columns}: it belongs to another run")
+            for field, kind in SEEN.items():
+                name = f"{field}-{i}"
+                part = kind.load(ledger.path(name), device=self.device)
+                if part.neurons != source.columns:
+                    raise FileError(f"{ledger.path(name)} holds {part.neurons} neurons, not {source.columns}: it belongs to another run")
+                getattr(self, field)[i] = part
+            self.observed[i] = from_ranges(ledger.entries[f"site-{i}"].chunks, self.n_chunks)
+        for key in self.product_keys():
+            name = _product_name(key)
+            if name in ledger.entries:
+                self.products[key] = Product.load(ledger.path(name), device=self.home)
+                if (found := tuple(self.products[key].total.shape)) != self._shape(key):
+                    raise FileError(f"{ledger.path(name)} holds {found} neurons, not {self._shape(key)}: it belongs to another run")
+                self.added[key] = from_ranges(ledger.entries[name].chunks, self.n_chunks)
 
-    def _parts(self) -> Iterable[tuple[str, Any]]:
-        for field in ("site", "pre", "histogram"):
+    def _parts(self) -> Iterable[tuple[str, Any, set[int]]]:
+        """Name, state and chunks of every part there is."""
+        for field in SEEN:
             for i, part in enumerate(getattr(self, field)):
-                yield f"{field}-{i}", part
-        for field in ("cross", "within"):
-            for key, part in getattr(self, field).items():
-                yield _product_name(field, key), part
+                yield f"{field}-{i}", part, self.observed[i]
+        for key, product in self.products.items():
+            yield _product_name(key), product, self.added[key]
 
 
-class _Named(dict[str, Path]):
-    """The files of a ledger; a part without one is an error in words."""
-
-    def __missing__(self, name: str) -> Path:
-        raise FileError(f"the ledger in {next(iter(self.values())).parent if self else '?'} names no file for {name}; it is damaged")
-
-
-def _product_name(field: str, key: tuple[int, int]) -> str:
-    return f"{field}-{key[0]}-{key[1]}"
+def _product_name(key: Key) -> str:
+    i, layer, j = key
+    return f"within-{i}-{layer}" if i == j else f"cross-{i}-{layer}-{j}"

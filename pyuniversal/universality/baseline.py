@@ -10,6 +10,7 @@ No second pass: cov(x, R y) = cov(x, y) R^T and var(R y) = diag(R S_YY R^T), S_Y
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..ops import Columns
 from ..totals import Totals
 from .partners import sides
 
 BASELINES = ("haar", "gaussian")
+ROWS = 4096  # of a block that are rotated at once
 
 
 def rotation(kind: str, width: int, *, seed: int, source: int, layer: int, draw: int, device: torch.device | str = "cpu") -> Tensor:
@@ -49,51 +52,59 @@ def baseline(totals: Totals, *, kind: str = "haar", draws: int = 5, seed: int = 
     """
     if draws < 1:
         raise InputError(f"the baseline needs at least one draw, not {draws}")
-    pairs = [(i, j) for i in range(len(totals.sources)) for j in range(len(totals.sources)) if i != j and totals.cross]
+    n = len(totals.sources)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     best = {(i, j): torch.full((draws, totals.sources[i].columns), -torch.inf, dtype=torch.float64) for i, j in pairs}
     for j, source in enumerate(totals.sources):
-        others = [i for i, k in pairs if k == j]
-        for number, layer in enumerate(source.layers):
-            if not others:
-                continue
+        for number, layer in enumerate(source.layers if n > 1 else ()):
             within = _covariance(totals, j, number)
+            rotations = []  # [width, width] each, its rows divided by the spread of the rotated neurons
             for draw in range(draws):
                 r = rotation(kind, source.width, seed=seed, source=j, layer=layer, draw=draw, device=within.device)
                 spread = torch.sqrt(((r @ within) * r).sum(1).clamp(min=0))  # [width]
-                for i in others:
-                    score = _rotated_best(totals, i, j, number, r, spread)
-                    best[i, j][draw] = torch.fmax(best[i, j][draw], score.cpu())
+                rotations.append((r / spread[:, None]).to(totals.products[j, number, j].total.dtype))
+            for i in (i for i in range(n) if i != j):
+                for rows, scores in _rotated_best(totals, i, j, number, rotations):
+                    best[i, j][:, rows] = torch.fmax(best[i, j][:, rows], scores.cpu())
     return {pair: score.where(torch.isfinite(score), torch.nan) for pair, score in best.items()}
 
 
 def _covariance(totals: Totals, source: int, number: int) -> Tensor:
     """Sum over r of (y - mean)(y - mean)^T of one layer, [width, width]; the diagonal is the exact M2, since that of the product carries the rounding."""
-    product = totals.within[source, number]
-    columns = slice(number * totals.sources[source].width, (number + 1) * totals.sources[source].width)
-    shift = (totals.site[source].field("mean", "r") - totals.centre[source].double())[columns]
-    exact = totals.site[source].field("M2", "r")[columns]
-    covariance = product.total.double() - product.tokens * shift[:, None] * shift
-    covariance.diagonal().copy_(exact)
+    product = totals.products[source, number, source]
+    y, _ = sides(totals, (source, number, source))
+    covariance = product.total.double() - product.tokens * y.shift[:, None] * y.shift
+    covariance.diagonal().copy_(y.M2)
     return covariance
 
 
-def _rotated_best(totals: Totals, i: int, j: int, number: int, r: Tensor, spread: Tensor) -> Tensor:
-    """Largest correlation of each neuron of i with the rotated neurons of one layer of j: float64 [columns of i], NaN for a constant neuron."""
-    total, flip = (totals.cross[i, j].total, False) if i < j else (totals.cross[j, i].total, True)
-    x, y = sides(totals, min(i, j), max(i, j))
-    if flip:
-        total, x, y = total.T, y, x
-    width = totals.sources[j].width
-    columns = slice(number * width, (number + 1) * width)
-    tokens = totals.cross[min(i, j), max(i, j)].tokens
-    scaled = (r / spread[:, None]).to(total.dtype)
-    parts = []
-    for start in range(0, total.shape[0], 4096):
-        rows = slice(start, start + 4096)
-        block = total[rows, columns] - (tokens * x.shift[rows, None] * y.shift[columns]).to(total.dtype)
-        parts.append(_times_transpose(block, scaled).amax(1).double() / torch.sqrt(x.M2[rows]))
-    score = torch.cat(parts)
-    return score.where(x.M2 > 0, torch.nan)
+def _rotated_best(totals: Totals, i: int, j: int, number: int, rotations: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Some neurons of i, and their largest correlations with the rotated neurons of one layer of j: float64 [draws, neurons], NaN for a constant neuron.
+
+    Every number of the totals is read once for all draws: they may lie on a disk.
+    """
+    for rows, total, tokens, x, y in _against_layer(totals, i, j, number):
+        for start in range(0, total.shape[0], ROWS):
+            some = slice(start, start + ROWS)
+            block = total[some] - (tokens * x.shift[some, None] * y.shift).to(total.dtype)  # [rows, width]
+            scale = torch.sqrt(x.M2[some])
+            scores = torch.stack([_times_transpose(block, r).amax(1).double() / scale for r in rotations])
+            yield slice(rows.start + start, rows.start + start + block.shape[0]), scores.where(x.M2[some] > 0, torch.nan)
+
+
+def _against_layer(totals: Totals, i: int, j: int, number: int) -> Iterator[tuple[slice, Tensor, int, Columns, Columns]]:
+    """The block of source i with one layer of source j, in parts: (neurons of i, [these neurons, neurons of the layer], tokens, their columns, the layer's)."""
+    if i > j:  # the layer is the first side of one product
+        product = totals.products[j, number, i]
+        y, x = sides(totals, (j, number, i))
+        yield slice(0, totals.sources[i].columns), product.total.T, product.tokens, x, y
+        return
+    columns = slice(number * totals.sources[j].width, (number + 1) * totals.sources[j].width)
+    for layer in range(len(totals.sources[i].layers)):
+        product = totals.products[i, layer, j]
+        x, y = sides(totals, (i, layer, j))
+        start = layer * totals.sources[i].width
+        yield slice(start, start + totals.sources[i].width), product.total[:, columns], product.tokens, x, y.some(columns)
 
 
 def _times_transpose(a: Tensor, b: Tensor) -> Tensor:

@@ -6,29 +6,40 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import torch
 
-from ..ops import Columns, Correlations, summarize_correlation
-from ..totals import SourceInfo, Totals
+from ..ops import Columns, Correlations, merge_correlations, summarize_correlation
+from ..totals import Key, SourceInfo, Totals
 from .assignment import assign
 
 
-def sides(totals: Totals, i: int, j: int) -> tuple[Columns, Columns]:
-    """What the moments over r say of the two sources of the product (i, j), i < j."""
-    product = totals.cross[i, j]
+def sides(totals: Totals, key: Key) -> tuple[Columns, Columns]:
+    """What the moments over r say of the two sides of the product `key`: a layer of its first source, and all (or that layer again) of its second."""
+    i, layer, j = key
+    product, width = totals.products[key], totals.sources[i].width
+    rows = slice(layer * width, (layer + 1) * width)
     both = []
-    for side, source in enumerate((i, j)):
+    for side, (source, columns) in enumerate(((i, rows), (j, rows if i == j else slice(None)))):
         moments = totals.site[source]
-        both.append(Columns(moments.field("M2", "r"), moments.field("mean", "r") - totals.centre[source].double(), *product.added(side)))
+        shift = moments.field("mean", "r") - totals.centre[source].double()
+        both.append(Columns(moments.field("M2", "r")[columns], shift[columns], *product.added(side)))
     return both[0], both[1]
 
 
 def summaries(totals: Totals, *, top_k: int) -> Iterator[tuple[int, int, Correlations]]:
     """(i, j, correlations of the neurons of source i with those of source j) for every ordered pair."""
-    for (i, j), product in totals.cross.items():
-        x, y = sides(totals, i, j)
-        rows, columns = summarize_correlation(product.total, product.tokens, x, y, top_k=min(top_k, max(product.total.shape)))
-        yield i, j, rows
-        yield j, i, columns
+    for i, j in totals.pairs():
+        rows, columns = [], None
+        for layer in range(len(totals.sources[i].layers)):
+            product = totals.products[i, layer, j]
+            x, y = sides(totals, (i, layer, j))
+            ahead, back = summarize_correlation(product.total, product.tokens, x, y, top_k=min(top_k, max(product.total.shape)))
+            rows.append(ahead)
+            offset = layer * totals.sources[i].width
+            columns = back if columns is None else merge_correlations(columns, back, offset=offset, top_k=min(top_k, totals.sources[i].columns))
+        if columns is not None:
+            yield i, j, Correlations(*(torch.cat(field) for field in zip(*(tuple(vars(part).values()) for part in rows), strict=True)))
+            yield j, i, columns
 
 
 def label(source: SourceInfo, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

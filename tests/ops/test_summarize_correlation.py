@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -9,7 +11,7 @@ import torch
 
 from pyuniversal import _C
 from pyuniversal.errors import InputError
-from pyuniversal.ops import Columns, correlations, summarize_correlation
+from pyuniversal.ops import Columns, correlations, merge_correlations, summarize_correlation
 from pyuniversal.ops.summarize_correlation import HISTOGRAM_EDGES
 
 
@@ -38,6 +40,23 @@ def on(device: str, *values):
     return [
         v.to(device) if isinstance(v, torch.Tensor) else Columns(*(f.to(device) for f in vars(v).values())) if isinstance(v, Columns) else v for v in values
     ]
+
+
+@pytest.mark.parametrize("cuts", [(0, 13, 40), (0, 7, 8, 30, 40)], ids=str)
+@pytest.mark.parametrize("top_k", [1, 5, 50])
+def test_parts_of_the_rows_merge_to_the_whole_of_the_columns(top_k, cuts):
+    total, tokens, x, y, _ = block()
+    total[20], x.M2[20], x.shift[20] = total[3], x.M2[3], x.shift[3]  # equal r: the lower index comes first
+    _, whole = summarize_correlation(total, tokens, x, y, top_k=top_k, backend="reference")
+    merged = None
+    for start, stop in itertools.pairwise(cuts):
+        rows = slice(start, stop)
+        _, part = summarize_correlation(total[rows], tokens, x.some(rows), y, top_k=top_k, backend="reference")
+        merged = part if merged is None else merge_correlations(merged, part, offset=start, top_k=min(top_k, 40))
+    for name in ("top", "top_index", "top_stderr", "bottom", "bottom_index", "histogram"):
+        np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name), err_msg=name)
+    for name in ("mean", "var", "skew", "kurt"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 50])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from pyuniversal import ActivationError, InputError, ModelSite, Tokens, Totals, load_model, observe, tokenize
 from pyuniversal.streaming import chunks
+from pyuniversal.totals import Key
 
 WIDTH, LAYERS = 40, 3
 
@@ -71,10 +73,10 @@ def test_sums_are_those_of_plain_hooks(folders, tokens, batch_tokens):
         assert totals.histogram[i].counts.sum(1).tolist() == [len(ids)] * (LAYERS * WIDTH)
     centred = [p - c.double().numpy() for p, c in zip(post, totals.centre, strict=True)]
     size = np.linalg.norm(centred[0], axis=0)[:, None] * np.linalg.norm(centred[1], axis=0)
-    assert np.abs((totals.cross[0, 1].total.numpy() - centred[0].T @ centred[1]) / size).max() < 1e-5
+    assert np.abs((totals.block(0, 1).numpy() - centred[0].T @ centred[1]) / size).max() < 1e-5
     own = centred[1][:, WIDTH : 2 * WIDTH]
-    np.testing.assert_allclose(totals.within[1, 1].total, own.T @ own, rtol=1e-4, atol=1e-5)
-    assert totals.tokens == totals.cross[0, 1].tokens == r.sum()
+    np.testing.assert_allclose(totals.products[1, 1, 1].total, own.T @ own, rtol=1e-4, atol=1e-5)
+    assert totals.tokens == totals.products[0, 2, 1].tokens == r.sum()
 
 
 def test_padding_and_batches_change_no_count(folders, tokens):
@@ -88,7 +90,7 @@ def test_layers_and_site(folders, tokens):
     some = observe(sites(folders[:2], layers=[2, 0]), tokens, precision="float64", progress=False)
     assert some.sources[0].layers == (0, 2)
     assert torch.equal(some.site[1].state[..., WIDTH:], whole.site[1].state[..., 2 * WIDTH :])
-    torch.testing.assert_close(some.cross[0, 1].total[:WIDTH, WIDTH:], whole.cross[0, 1].total[:WIDTH, 2 * WIDTH :], rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(some.block(0, 1)[:WIDTH, WIDTH:], whole.block(0, 1)[:WIDTH, 2 * WIDTH :], rtol=1e-12, atol=1e-9)
     pre = observe(sites(folders[:2], site="mlp.pre"), tokens, precision="float64", progress=False)
     torch.testing.assert_close(pre.site[0].field("mean", "all"), whole.pre[0].field("mean"), rtol=1e-12, atol=1e-14)
     assert not torch.equal(pre.site[0].field("mean", "r"), whole.site[0].field("mean", "r"))
@@ -103,11 +105,11 @@ def test_a_stopped_pass_resumes_to_the_same_bytes(folders, tokens, tmp_path, mon
     made = []
     real = chunks.gather
 
-    def gather(source, chunk, *rest):
+    def gather(source, chunk, *rest, **more):
         made.append(source.name)
         if len(made) > len(folders) * (1 + stop) + 1:  # the pilot, `stop` chunks, one model of the next
             raise KeyboardInterrupt
-        return real(source, chunk, *rest)
+        return real(source, chunk, *rest, **more)
 
     monkeypatch.setattr("pyuniversal.streaming.one_pass.gather", gather)
     with pytest.raises(KeyboardInterrupt):
@@ -117,16 +119,61 @@ def test_a_stopped_pass_resumes_to_the_same_bytes(folders, tokens, tmp_path, mon
         assert len(Totals.load(tmp_path).chunks) == stop
     resumed = observe(sites(folders), tokens, out=tmp_path, **options)
     for totals in (resumed, Totals.load(tmp_path)):
-        for (name, a), (_, b) in zip(totals._parts(), whole._parts(), strict=True):
-            for field, value in vars(b).items():
-                if isinstance(value, torch.Tensor):
-                    assert torch.equal(getattr(a, field), value), (name, field)
+        assert_same_bytes(totals, whole)
+
+
+def assert_same_bytes(a: Totals, b: Totals) -> None:
+    for (name, mine, held), (other, theirs, _) in zip(sorted(a._parts(), key=str), sorted(b._parts(), key=str), strict=True):
+        assert name == other
+        assert held == set(range(a.n_chunks))
+        for field, value in vars(theirs).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(getattr(mine, field), value), (name, field)
+
+
+def groups_of(keys: list[Key], size: int) -> list[list[Key]]:
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize("layout", ["host", "disk", "sweeps", "single sweeps"])
+def test_every_layout_gives_the_same_bytes(folders, tokens, tmp_path, precision, layout):
+    options = {"precision": precision, "seed": 2, "chunk_tokens": 256, "progress": False}
+    whole = observe(sites(folders), tokens, **options)
+    how = {"storage": layout} if layout in ("host", "disk") else {"sweeps": groups_of(whole.product_keys(), 4 if layout == "sweeps" else 1)}
+    found = observe(sites(folders), tokens, out=tmp_path, **options, **how)
+    for totals in (found, Totals.load(tmp_path)):
+        assert_same_bytes(totals, whole)
+        assert totals.complete
+
+
+@pytest.mark.parametrize("stop", [1, 5, 12])
+def test_layouts_may_change_when_a_pass_resumes(folders, tokens, tmp_path, monkeypatch, stop):
+    options = {"precision": "int8", "seed": 2, "chunk_tokens": 256, "progress": False}
+    whole = observe(sites(folders), tokens, **options)
+    keys = whole.product_keys()
+    real, calls = chunks.gather, []
+
+    def gather(source, chunk, *rest, **more):
+        calls.append(source.name)
+        if len(calls) > 3 + stop:
+            raise KeyboardInterrupt
+        return real(source, chunk, *rest, **more)
+
+    for how in ({"sweeps": groups_of(keys, 5)}, {"storage": "disk"}, {"sweeps": [keys[8:], keys[:8]]}):
+        monkeypatch.setattr("pyuniversal.streaming.one_pass.gather", gather)
+        calls.clear()
+        with contextlib.suppress(KeyboardInterrupt):
+            observe(sites(folders), tokens, out=tmp_path, **options, **how)
+        monkeypatch.undo()
+    assert stop == 12 or not Totals.load(tmp_path).complete
+    assert_same_bytes(observe(sites(folders), tokens, out=tmp_path, **options), whole)
 
 
 def test_a_finished_pass_is_read_back(folders, tokens, tmp_path, monkeypatch):
     done = observe(sites(folders[:2]), tokens, out=tmp_path, progress=False)
-    monkeypatch.setattr("pyuniversal.streaming.one_pass.gather", lambda *_: pytest.fail("a model was run"))
-    assert torch.equal(observe(sites(folders[:2]), tokens, out=tmp_path, progress=False).cross[0, 1].total, done.cross[0, 1].total)
+    monkeypatch.setattr("pyuniversal.streaming.one_pass.gather", lambda *_, **__: pytest.fail("a model was run"))
+    assert torch.equal(observe(sites(folders[:2]), tokens, out=tmp_path, progress=False).block(0, 1), done.block(0, 1))
 
 
 def test_max_tokens_takes_whole_rows_and_no_more(tokens):
@@ -181,7 +228,7 @@ def test_dead_neurons_pass_through(folders, tokens):
     sources[0].model.module.transformer.h[1].mlp.c_fc.weight.data[:, 7] = 0
     totals = observe(sources, tokens, progress=False)
     assert (totals.site[0].field("M2", "r") == 0).nonzero().flatten().tolist() == [WIDTH + 7]
-    assert (totals.cross[0, 1].total[WIDTH + 7].abs() < 1e-3).all()
+    assert (totals.block(0, 1)[WIDTH + 7].abs() < 1e-3).all()
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
@@ -193,10 +240,10 @@ def test_chunks_of_nothing_but_newlines_add_nothing(folders, tokens, tmp_path, p
     a, b = (observe(sites(folders[:2]), t, precision=precision, chunk_tokens=32, progress=False) for t in (mixed, plain))
     assert a.tokens == b.tokens
     assert a.site[0].count("test") > b.site[0].count("test")
-    assert torch.isfinite(a.cross[0, 1].total).all()
+    assert torch.isfinite(a.block(0, 1)).all()
     spread = (a.site[0].field("M2", "r")[:, None] * a.site[1].field("M2", "r")).sqrt()
     means = [[t.site[i].field("mean", "r") - t.centre[i].double() for i in (0, 1)] for t in (a, b)]
-    r = [(t.cross[0, 1].total.double() - t.tokens * m[0][:, None] * m[1]) / spread for t, m in zip((a, b), means, strict=True)]
+    r = [(t.block(0, 1).double() - t.tokens * m[0][:, None] * m[1]) / spread for t, m in zip((a, b), means, strict=True)]
     assert (r[0] - r[1]).abs().max() < (0.05 if precision == "int8" else 1e-5)
     nothing = tokenize(["\n"] * 40, model.tokenizer, out=tmp_path / "nothing", row_tokens=32, progress=False)
     with pytest.raises(InputError, match="0 tokens are left to correlate when BOS and newlines are out; give more text"):

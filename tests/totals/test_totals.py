@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import scipy.stats
 import torch
 
 from pyuniversal import FileError, Histogram, InputError, Moments, Product, Totals
-from pyuniversal.totals import SourceInfo
+from pyuniversal.totals import Key, SourceInfo, pack
+from pyuniversal.totals.ledger import from_ranges, ranges
 
 
 def data(tokens: int = 500, neurons: int = 6, seed: int = 0) -> torch.Tensor:
@@ -88,20 +91,28 @@ def run_totals(chunks: dict[int, torch.Tensor], n_chunks: int = 4) -> Totals:
     centre = [torch.zeros(6), torch.ones(4)]
     totals = Totals(sources, identity={"tokens": "t", "seed": 0}, n_chunks=n_chunks, centre=centre, precision="float64")
     for number, x in chunks.items():
-        a, b = x[:, :6], x[:, 6:]
-        for i, side in enumerate((a, b)):
-            totals.site[i].update(side, (len(x) // 2, len(x) - 1, len(x)))
-            totals.pre[i].update(side)
-            totals.histogram[i].update(side)
-        from pyuniversal.totals import pack
-
-        packed = [pack(side, centre[i], torch.arange(len(x)), source=i, seed=0, precision="float64") for i, side in enumerate((a, b))]
-        totals.cross[0, 1].add(*packed)
-        for (i, layer), product in totals.within.items():
-            block = packed[i].columns(layer * sources[i].width, (layer + 1) * sources[i].width)
-            product.add(block, block)
-        totals.chunks.add(number)
+        add_chunk(totals, number, x)
     return totals
+
+
+def add_chunk(totals: Totals, number: int, x: torch.Tensor, keys: list[Key] | None = None) -> None:
+    """Add a chunk, x [tokens, 10], to the moments and products; or to these products alone."""
+    packed = []
+    for i, side in enumerate((x[:, :6], x[:, 6:])):
+        site, pre, histogram = Moments(side.shape[1], sets=("r", "test", "all")), Moments(side.shape[1]), Histogram(side.shape[1])
+        site.update(side, (len(x) // 2, len(x) - 1, len(x)))
+        pre.update(side)
+        histogram.update(side)
+        if keys is None:
+            totals.observe(i, number, site, pre, histogram)
+        packed.append(pack(side, totals.centre[i], torch.arange(len(x)), source=i, seed=0, precision="float64"))
+    for i, layer, j in totals.product_keys() if keys is None else keys:
+        block = packed[i].columns(layer * totals.sources[i].width, (layer + 1) * totals.sources[i].width)
+        totals.add((i, layer, j), number, (block, block if i == j else packed[j]))
+
+
+def files_of(ledger: Path) -> set[str]:
+    return {part["file"] for part in json.loads(ledger.read_text())["parts"].values()}
 
 
 def test_totals_merge_save_load(tmp_path):
@@ -115,14 +126,13 @@ def test_totals_merge_save_load(tmp_path):
     left.save(tmp_path)
     loaded = Totals.load(tmp_path)
     everything = torch.cat(list(chunks.values()))
-    np.testing.assert_allclose(loaded.cross[0, 1].total, everything[:, :6].double().T @ (everything[:, 6:].double() - 1), rtol=1e-12)
-    np.testing.assert_allclose(loaded.within[0, 1].total, everything[:, 3:6].double().T @ everything[:, 3:6].double(), rtol=1e-12)
+    np.testing.assert_allclose(loaded.block(0, 1), everything[:, :6].double().T @ (everything[:, 6:].double() - 1), rtol=1e-12)
+    np.testing.assert_allclose(loaded.products[0, 1, 0].total, everything[:, 3:6].double().T @ everything[:, 3:6].double(), rtol=1e-12)
     np.testing.assert_allclose(loaded.pre[1].mean(), everything[:, 6:].double().mean(0), rtol=1e-12)
     assert loaded.site[0].count("r") == 100
     assert loaded.histogram[0].counts.sum().item() == 200 * 6
     # One generation of files alone is left, and it is the one that the ledger names.
-    names = set(json.loads((tmp_path / "ledger.json").read_text())["files"].values())
-    assert {p.name for p in tmp_path.glob("*.safetensors")} == names
+    assert {p.name for p in tmp_path.iterdir()} == {*files_of(tmp_path / "ledger.json"), "ledger.json"}
 
 
 def test_totals_refuse_overlap_and_strangers():
@@ -155,12 +165,12 @@ def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
 def test_save_leaves_other_files_alone(tmp_path):
     for name in ("model.safetensors", "cross.safetensors", "centre.note"):
         (tmp_path / name).write_text("mine")
-    (tmp_path / ".cross-0-1.3.safetensors.0a1b2c3d.tmp").write_text("left by a kill")
+    (tmp_path / ".cross-0-1-1.3.safetensors.0a1b2c3d.tmp").write_text("left by a kill")
     totals = run_totals({0: data(50, 10)})
     totals.save(tmp_path)
     totals.save(tmp_path)
-    kept = {p.name for p in tmp_path.iterdir()} - set(json.loads((tmp_path / "ledger.json").read_text())["files"].values())
-    assert kept == {"model.safetensors", "cross.safetensors", "centre.note", "ledger.json"}
+    kept = {p.name for p in tmp_path.iterdir()} - files_of(tmp_path / "ledger.json")
+    assert kept == {"model.safetensors", "cross.safetensors", "centre.note", "ledger.json", "ledger.previous.json"}
 
 
 def test_a_refused_merge_changes_nothing():
@@ -184,22 +194,125 @@ def test_a_refused_update_leaves_no_centre():
 
 
 def test_damaged_files_are_named(tmp_path):
-    totals = run_totals({0: data(50, 10)})
-    totals.save(tmp_path)
-    victim = next(tmp_path.glob("cross-0-1.*"))
+    run_totals({0: data(50, 10)}).save(tmp_path)
+    victim = next(tmp_path.glob("cross-0-1-1.*"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[:-9])
-    with pytest.raises(FileError, match=rf"{victim.name} is truncated or damaged"):
+    with pytest.raises(FileError, match=rf"{victim.name} is truncated or damaged: it has {len(whole) - 9:,} bytes and the ledger says {len(whole):,}"):
+        Totals.load(tmp_path)
+    victim.write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])  # one bit of one number
+    with pytest.raises(FileError, match=rf"{victim.name} is damaged, or of another run"):
         Totals.load(tmp_path)
     victim.unlink()
     with pytest.raises(FileError, match=rf"cannot read .*{victim.name}"):
-        Totals.load(tmp_path)
-    Moments(3).save(victim)
-    with pytest.raises(FileError, match="holds a moments, not a product"):
         Totals.load(tmp_path)
     (tmp_path / "ledger.json").write_text('{"format": 1')
     with pytest.raises(FileError, match=r"ledger.json is not valid JSON"):
         Totals.load(tmp_path)
     (tmp_path / "ledger.json").write_text('{"format": 9}')
-    with pytest.raises(FileError, match="has format 9; this version of pyuniversal reads 2"):
+    with pytest.raises(FileError, match="has format 9; this version of pyuniversal reads 3"):
         Totals.load(tmp_path)
+
+
+def as_ledger_says(folder: Path) -> None:
+    """Make the ledger believe what is in the files."""
+    ledger = json.loads((folder / "ledger.json").read_text())
+    for part in ledger["parts"].values():
+        content = (folder / part["file"]).read_bytes()
+        part |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "ledger.json").write_text(json.dumps(ledger))
+
+
+def test_strangers_with_the_right_hash_are_named(tmp_path):
+    run_totals({0: data(50, 10)}).save(tmp_path)
+    victim = next(tmp_path.glob("cross-0-1-1.*"))
+    Moments(3).save(victim)
+    as_ledger_says(tmp_path)
+    with pytest.raises(FileError, match=rf"{victim.name} holds a moments, not a product"):
+        Totals.load(tmp_path)
+    Product(3, 5).save(victim)
+    as_ledger_says(tmp_path)
+    with pytest.raises(FileError, match=rf"{victim.name} holds \(3, 5\) neurons, not \(3, 4\): it belongs to another run"):
+        Totals.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../cross-0-0-1.1.safetensors", "/etc/passwd", "centre.1.safetensors", "cross-0-1-1.1.safetensors", 7])
+def test_a_ledger_leads_to_no_other_file(tmp_path, name):
+    run_totals({0: data(50, 10)}).save(tmp_path)
+    ledger = json.loads((tmp_path / "ledger.json").read_text())
+    ledger["parts"]["cross-0-0-1"]["file"] = name
+    (tmp_path / "ledger.json").write_text(json.dumps(ledger))
+    with pytest.raises(FileError, match="no file of a run is called so; it is damaged, or was tampered with"):
+        Totals.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "ledger"])
+def test_a_damaged_checkpoint_costs_one_checkpoint(tmp_path, caplog, damage):
+    totals = run_totals({0: data(50, 10)})
+    totals.save(tmp_path)
+    first = {name: part for name, part, _ in Totals.load(tmp_path)._parts()}
+    add_chunk(totals, 1, data(50, 10, 1))
+    totals.save(tmp_path)
+    victim = tmp_path / "ledger.json" if damage == "ledger" else next(tmp_path.glob("cross-0-1-1.2.*"))
+    content = victim.read_bytes()
+    if damage == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(content[:-40] if damage in ("cut", "ledger") else content[:-1] + bytes([content[-1] ^ 1]))
+    back = Totals.load(tmp_path)
+    assert victim.name in caplog.text
+    assert "Going back to the checkpoint before it, which holds 1 of 4 chunks" in caplog.text
+    assert back.chunks == {0}
+    for name, part, chunks in back._parts():
+        assert chunks == {0}
+        assert state_of(part) == state_of(first[name])
+    # It goes on from there, and the next save is a whole state of its own.
+    add_chunk(back, 1, data(50, 10, 1))
+    back.save(tmp_path)
+    caplog.clear()
+    again = Totals.load(tmp_path)
+    assert not caplog.text
+    assert {name: state_of(part) for name, part, _ in again._parts()} == {name: state_of(part) for name, part, _ in totals._parts()}
+    assert {p.name for p in tmp_path.glob("*.safetensors")} == files_of(tmp_path / "ledger.json") | files_of(tmp_path / "ledger.previous.json")
+
+
+def state_of(part) -> dict[str, bytes]:
+    """The bytes of every tensor."""
+    return {name: v.numpy().tobytes() for name, v in vars(part).items() if isinstance(v, torch.Tensor)}
+
+
+def test_only_what_changed_is_written(tmp_path):
+    totals = run_totals({0: data(50, 10)})
+    totals.save(tmp_path)
+    add_chunk(totals, 1, data(50, 10, 1), keys=[(0, 1, 1)])
+    totals.save(tmp_path)
+    parts = json.loads((tmp_path / "ledger.json").read_text())["parts"]
+    assert {name: (part["file"].split(".")[1], part["chunks"]) for name, part in parts.items() if part["chunks"] != "0"} == {
+        "cross-0-1-1": ("2", "0-1"),
+        "centre": ("1", ""),
+    }
+    assert totals.missing() == [1, 2, 3]
+    assert Totals.load(tmp_path).added[0, 1, 1] == {0, 1}
+
+
+def test_settled_products_take_no_memory_and_lose_nothing(tmp_path):
+    whole, totals = (run_totals({0: data(50, 10)}) for _ in range(2))
+    totals.open(tmp_path)
+    for number in (1, 2):
+        add_chunk(whole, number, data(50, 10, number))
+        add_chunk(totals, number, data(50, 10, number))
+        totals.settle(totals.product_keys())
+        if number == 1:
+            totals.save(tmp_path)
+    assert Totals.load(tmp_path).chunks == {0, 1}  # what was settled since then counts when it is saved
+    totals.save(tmp_path)
+    assert {name: state_of(part) for name, part, _ in Totals.load(tmp_path)._parts()} == {name: state_of(part) for name, part, _ in whole._parts()}
+
+
+def test_ranges_of_chunks():
+    assert ranges([7, 0, 2, 1, 9, 10]) == "0-2,7,9-10"
+    assert from_ranges("0-2,7,9-10", 11) == {0, 1, 2, 7, 9, 10}
+    assert (ranges([]), from_ranges("", 3)) == ("", set())
+    for text in ("0-3", "2-1", "-1", "a", "0-99999999999"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            from_ranges(text, 3)

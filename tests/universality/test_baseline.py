@@ -55,11 +55,9 @@ def run() -> tuple[list[np.ndarray], Totals]:
         x = torch.tensor(side)
         totals.site[i].update(x, (500, 500, 500))
         packed.append(pack(x, centre[i], torch.arange(500), source=i, seed=0, precision="float64"))
-    totals.cross[0, 1].add(*packed)
-    for (i, layer), product in totals.within.items():
+    for i, layer, j in totals.product_keys():
         block = packed[i].columns(layer * sources[i].width, (layer + 1) * sources[i].width)
-        product.add(block, block)
-    totals.chunks.add(0)
+        totals.add((i, layer, j), 0, (block, block if i == j else packed[j]))
     return sides, totals
 
 

@@ -1,0 +1,192 @@
+"""What the stages share: checked options, loaded models, tokens, the folder of a run, the clock."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import results, universality, zoo
+from ..errors import InputError
+from ..files import check_writable
+from ..models import Model, check_tokenizers, load_model
+from ..ops import PRECISIONS
+from ..sources import ModelSite
+from ..streaming import SourceShape
+from ..tokens import Tokens, load_tokens, tokenize
+
+OURS = ("manifest.json", "totals", "tokens", "tables", "figures", *(f"{t}.parquet" for t in (*results.TABLES, "weights")))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the stages that run models work on: loaded models at their sites, tokens, the run's folder and its options as the manifest keeps them."""
+
+    folder: Path
+    sources: list[ModelSite]
+    corpus: Tokens
+    options: dict[str, Any]
+    timings: dict[str, float]
+
+
+def prepare(
+    models: Sequence[Any] | None,
+    out: str | os.PathLike[str],
+    *,
+    source: Mapping[str, Any],
+    max_tokens: int | None,
+    row_tokens: int,
+    layers: Sequence[int] | None,
+    site: str,
+    precision: str,
+    seed: int,
+    device: str,
+    dtype: str,
+    batch_tokens: int,
+    chunk_tokens: int,
+    trust_remote_code: bool,
+    overwrite: bool,
+    progress: bool,
+) -> Inputs:
+    """Load the models, tokenise the text."""
+    folder = check_writable(out)
+    choice("precision", precision, PRECISIONS)
+    device = resolve_device(device)
+    timings: dict[str, float] = {}
+    if models is None and source["text"] is None and source["tokens"] is None and max_tokens is None:
+        max_tokens = zoo.MAX_TOKENS
+    with clock(timings, "models"):
+        loaded = load_models(models, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        names = unique_names([model.label for model in loaded])
+        sources = [ModelSite(model, site=site, layers=layers, name=label) for model, label in zip(loaded, names, strict=True)]
+    if overwrite:  # not before the models are there: a misspelt name must not cost a run
+        clear(folder, spare=[source["tokens"], source["text"]])
+    with clock(timings, "tokens"):
+        corpus = load_corpus(loaded, source, zoo_text=models is None, folder=folder / "tokens", max_tokens=max_tokens, row_tokens=row_tokens, progress=progress)
+    options = {k: plain(v) for k, v in source.items()} | {
+        "max_tokens": max_tokens,
+        "row_tokens": row_tokens,
+        "layers": None if layers is None else list(layers),
+        "site": site,
+        "precision": precision,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "batch_tokens": batch_tokens,
+        "chunk_tokens": chunk_tokens,
+    }
+    return Inputs(folder, sources, corpus, options, timings)
+
+
+def check_table(*, baseline: str, baseline_draws: int, top_k: int) -> None:
+    """Raise `InputError` for options of the table, before the hours that a pass can take."""
+    choice("baseline", baseline, universality.BASELINES)
+    for name, value in (("baseline_draws", baseline_draws), ("top_k", top_k)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise `InputError` unless an option is one of its choices."""
+    if value not in choices:
+        raise InputError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+
+
+def resolve_device(device: str) -> str:
+    """What "auto" stands for here."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def load_models(models: Sequence[Any] | None, **options: Any) -> list[Model]:
+    """The models of a run, the embedded ones where None: one tokenizer, no weights twice."""
+    given = list(zoo.models() if models is None else models)
+    if not given:
+        raise InputError("no model was given: name at least one, or leave models out for the embedded zoo")
+    loaded = [m if isinstance(m, Model) else load_model(m, **options) for m in given]
+    check_tokenizers(loaded)
+    hashes = [m.weight_hash for m in loaded]
+    for n, digest in enumerate(hashes):
+        if digest in hashes[:n]:
+            first = loaded[hashes.index(digest)]
+            raise InputError(f"{first.source} and {loaded[n].source} have the same weights: every neuron would be its own partner; give each once")
+    return loaded
+
+
+def unique_names(labels: Sequence[str]) -> list[str]:
+    """The labels, those that stand twice with a number behind: a, a-2."""
+    names: list[str] = []
+    for label in labels:
+        number, name = 1, label
+        while name in names:
+            number += 1
+            name = f"{label}-{number}"
+        names.append(name)
+    return names
+
+
+def load_corpus(
+    models: Sequence[Model], source: Mapping[str, Any], *, zoo_text: bool, folder: Path, max_tokens: int | None, row_tokens: int, progress: bool
+) -> Tokens:
+    """The tokens of the run, checked against every model."""
+    text, tokens = source["text"], source["tokens"]
+    options = {k: v for k, v in source.items() if k not in ("text", "tokens")}
+    if text is not None and tokens is not None:
+        raise InputError("both a text and a folder of tokens were given; give one of them")
+    if tokens is not None:
+        corpus = load_tokens(tokens)
+    elif text is not None:
+        longest = min([row_tokens, *(m.config.n_ctx for m in models)])
+        corpus = tokenize(text, models[0].tokenizer, out=folder, row_tokens=longest, max_tokens=max_tokens, progress=progress, **options)
+    elif zoo_text:
+        corpus = load_tokens(zoo.tokens())
+    else:
+        raise InputError(
+            "models were given but no text: give --text (a file, a folder, the name of a data set) or --tokens (a folder made by `pyuniversal tokens`)"
+        )
+    return corpus
+
+
+def shape_of(name: str, config: Any, layers: Sequence[int]) -> SourceShape:
+    """The blocks from the architecture: attention (all heads with keys of their own, an upper bound) and MLP."""
+    attention = 4 * config.d_model * config.d_head * config.n_heads
+    block = attention + (3 if config.gated else 2) * config.d_model * config.d_mlp
+    return SourceShape(name, config.n_params, config.n_layers * block, len(layers), config.d_mlp, config.d_model)
+
+
+def clear(folder: Path, *, spare: Sequence[Any]) -> None:
+    """Remove what a run writes, and nothing else, from a folder.
+
+    Raises:
+        InputError: one of `spare`, the new run's own input, lies in what would go.
+    """
+    for name in OURS:
+        path = folder / name
+        for kept in (Path(s).resolve() for s in spare if isinstance(s, str | os.PathLike)):
+            if path.exists() and (kept == path.resolve() or path.resolve() in kept.parents):
+                raise InputError(f"--overwrite would remove {path}, which this run is to read; choose another --out")
+    for name in OURS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def clock(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Note the seconds of the block under `name`."""
+    start = time.perf_counter()
+    yield
+    timings[name] = round(time.perf_counter() - start, 3)
+
+
+def plain(value: Any) -> Any:
+    """An option as JSON can hold it: what is no name or path is told by its type."""
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value) if isinstance(value, os.PathLike) else type(value).__name__

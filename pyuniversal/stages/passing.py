@@ -1,0 +1,96 @@
+"""The pass: everything up to the totals, and the manifest that says of what."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pandas as pd
+import torch
+
+from .. import results
+from ..files import write_json
+from ..neurons import weight_columns
+from ..ops import backends
+from ..sources import ModelSite
+from ..streaming import make_plan
+from ..streaming import observe as stream
+from ..tokens import Tokens
+from ..totals import Totals
+from .inputs import Inputs, clock, shape_of
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("pyuniversal", "torch", "transformers", "transformer_lens", "datasets", "numpy", "pandas", "scipy")
+
+
+def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool) -> Totals:
+    """Make the pass and leave its sums, the statistics of the weights and the manifest in the run's folder."""
+    sources, corpus, options = inputs.sources, inputs.corpus, inputs.options
+    plan = make_plan(
+        [shape_of(s.name, s.model.config, s.layers) for s in sources],
+        tokens=min(corpus.n_tokens, options["max_tokens"] or corpus.n_tokens),
+        storage=storage,
+        memory=memory,
+        out=inputs.folder,
+        loaded=True,
+        measure=False,
+        **{name: options[name] for name in ("precision", "site", "dtype", "chunk_tokens", "batch_tokens", "device")},
+    )
+    plan.refuse()
+    if len(sources) > 1:
+        log.info("the products take %.2f GB: %s", plan.as_dict()["totals_bytes"] / 1e9, plan.layout.words)
+    with clock(inputs.timings, "pass"):
+        totals = stream(
+            sources,
+            corpus,
+            out=inputs.folder / "totals",
+            storage="resident" if plan.layout.storage == "sweeps" else plan.layout.storage,
+            sweeps=plan.layout.sweeps or None,
+            progress=progress,
+            **{name: options[name] for name in ("precision", "max_tokens", "seed", "chunk_tokens", "batch_tokens", "device")},
+        )
+    log.info("the pass is done: %s tokens correlated; statistics of the weights", f"{totals.tokens:,}")
+    with clock(inputs.timings, "weights"):
+        results.write_table(inputs.folder, "weights", _weights(sources, corpus.d_vocab))
+    manifest = _manifest(sources, corpus, options)
+    manifest["tokens"]["correlated"] = totals.tokens
+    write_json(inputs.folder / "manifest.json", manifest | {"timings": inputs.timings})
+    return totals
+
+
+def _weights(sources: Sequence[ModelSite], d_vocab: int) -> pd.DataFrame:
+    """Statistics of the weights, of every model in both conventions: the vocabulary of the tokenizer, or (legacy) all columns of the unembedding."""
+    parts = []
+    for source in sources:
+        with torch.inference_mode():
+            weights = source.model.weights()
+            for convention, limit in (("corrected", d_vocab), ("legacy", None)):
+                columns = weight_columns(weights, source.layers, d_vocab=limit)
+                columns.insert(0, "model", source.name)
+                columns.insert(1, "convention", convention)
+                parts.append(columns)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _manifest(sources: Sequence[ModelSite], corpus: Tokens, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "version": _version("pyuniversal"),
+        "versions": {name: _version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        "backends": backends(options["device"], options["precision"]),
+        "models": [{"label": s.name, "source": s.model.source, "weights": s.hash, "config": asdict(s.model.config)} for s in sources],
+        "tokens": {"path": str(corpus.path), "hash": corpus.hash, "tokenizer": corpus.tokenizer_hash, "rows": corpus.n_rows, "count": corpus.n_tokens},
+        "options": options,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

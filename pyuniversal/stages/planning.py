@@ -1,0 +1,40 @@
+"""The plan of a run that has not been started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .. import zoo
+from ..models import Model, load_config
+from ..streaming import Plan, make_plan
+from ..tokens import load_tokens
+from .inputs import resolve_device, shape_of
+
+PLAN_TOKENS = 100_000_000
+
+
+def plan(
+    models: Sequence[Any] | None,
+    *,
+    tokens: str | os.PathLike[str] | None,
+    max_tokens: int | None,
+    layers: Sequence[int] | None,
+    trust_remote_code: bool,
+    device: str,
+    **options: Any,
+) -> Plan:
+    """The plan of a run that has not been started."""
+    names = list(models) if models is not None else [str(p) for p in zoo.models()]
+    if models is None and tokens is None:
+        tokens, max_tokens = zoo.tokens(), max_tokens or zoo.MAX_TOKENS
+    count = PLAN_TOKENS if max_tokens is None else max_tokens
+    if tokens is not None:
+        held = load_tokens(tokens).n_tokens
+        count = min(held, max_tokens or held)
+    shapes = []
+    for name in names:
+        config = name.config if isinstance(name, Model) else load_config(name, trust_remote_code=trust_remote_code)
+        shapes.append(shape_of(str(name), config, range(config.n_layers) if layers is None else layers))
+    return make_plan(shapes, tokens=count, device=resolve_device(device), **options)
