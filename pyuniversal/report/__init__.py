@@ -1,10 +1,24 @@
 """From tables to what people look at: figures, a summary, and tables for a terminal."""
 
+from .claims import claims
 from .depth import depth
 from .figures import draw, save_figures
+from .forest import forest
 from .layers import layer_distribution
 from .properties import properties
 from .summary import summary
-from .terminal import render, render_plan
+from .terminal import render, render_claims, render_plan
 
-__all__ = ["depth", "draw", "layer_distribution", "properties", "render", "render_plan", "save_figures", "summary"]
+__all__ = [
+    "claims",
+    "depth",
+    "draw",
+    "forest",
+    "layer_distribution",
+    "properties",
+    "render",
+    "render_claims",
+    "render_plan",
+    "save_figures",
+    "summary",
+]

@@ -13,6 +13,10 @@ CAPTION = (
     "strict: min r - max baseline; loose: max r - mean baseline; best r, baseline: means over all neurons; "
     "mutual: neurons that are their best partner's best partner, in at least one model"
 )
+CLAIMS_CAPTION = (
+    "effect: Cliff's delta of percentiles within the layer, universal neurons against all others; depth: 1 - distance to best partners / distance by chance. "
+    "Intervals from models and layers drawn anew. layers: those that point in the claimed direction, of those with at least 5 universal neurons"
+)
 SIZES = {
     "weights": "models",
     "totals": "products",
@@ -51,6 +55,34 @@ def render(summary: dict[str, Any]) -> RenderableType:
         reason = "One model alone has no partners: its correlations are empty. Moments, weights and vocabulary are in the table."
         return Group(table, reason, *_circumstances(summary))
     return Group(table, layers, *_circumstances(summary))
+
+
+def render_claims(claims: dict[str, Any]) -> RenderableType:
+    """What `claims` returned, as a table."""
+    from rich.table import Table
+
+    title = f"Claims about universal neurons ({claims['level']:.0%} intervals)"
+    table = Table(title=title, title_justify="left", caption=CLAIMS_CAPTION, caption_justify="left")
+    for name in ("claim", "effect", "interval", "universal", "layers", "verdict"):
+        table.add_column(name, justify="left" if name in ("claim", "verdict") else "right", no_wrap=name != "claim", overflow="fold")
+    table.add_column("reason", overflow="fold")
+    for claim in claims["claims"]:
+        everyone = claim.get("all_neurons", {"value": None})
+        beside = "" if everyone["value"] is None else f" (over all neurons {everyone['value']:+.2f}, {_interval(everyone)})"
+        table.add_row(
+            f"{claim['name']} {claim['direction']}",
+            "-" if claim["value"] is None else f"{claim['value']:+.2f}",
+            _interval(claim),
+            f"{claim['universal']:,}",
+            f"{claim['layers_agree']} of {claim['layers_counted']}",
+            claim["verdict"],
+            claim["reason"] + beside,
+        )
+    return table
+
+
+def _interval(effect: dict[str, Any]) -> str:
+    return "-" if effect["low"] is None else f"{effect['low']:+.2f} to {effect['high']:+.2f}"
 
 
 def _circumstances(summary: dict[str, Any]) -> list[str]:
