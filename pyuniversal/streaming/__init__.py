@@ -1,10 +1,11 @@
-"""The one pass over the tokens, and its plan.
+"""The one pass over the tokens, its plan, and the pass that confirms partners on other documents.
 
 Not called `pyuniversal.observe`: a submodule of that name would hide the function.
 """
 
+from .confirmation import confirm_pass, document_batches
 from .layout import SourceShape
 from .one_pass import observe
 from .plan import STORAGES, Plan, make_plan
 
-__all__ = ["STORAGES", "Plan", "SourceShape", "make_plan", "observe"]
+__all__ = ["STORAGES", "Plan", "SourceShape", "confirm_pass", "document_batches", "make_plan", "observe"]

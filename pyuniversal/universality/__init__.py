@@ -1,23 +1,34 @@
 """Which neurons of a model have partners in the others, and how much better these are than chance."""
 
 from .baseline import BASELINES, baseline, rotation
+from .confirm import CONFIRMED_COLUMNS, Replicates, confirmed, replicates
 from .correlate import Correlation, correlate
+from .jackknife import interval, jackknife_se
 from .partners import depth, empty_matches, matches, summaries
+from .pooled import Pooled, r_pooled
 from .rules import CORRELATION_COLUMNS, RULES, THRESHOLD, combine, is_universal
 
 __all__ = [
     "BASELINES",
+    "CONFIRMED_COLUMNS",
     "CORRELATION_COLUMNS",
     "RULES",
     "THRESHOLD",
     "Correlation",
+    "Pooled",
+    "Replicates",
     "baseline",
     "combine",
+    "confirmed",
     "correlate",
     "depth",
     "empty_matches",
+    "interval",
     "is_universal",
+    "jackknife_se",
     "matches",
+    "r_pooled",
+    "replicates",
     "rotation",
     "summaries",
 ]

@@ -1,0 +1,176 @@
+"""The pass that confirms chosen partners on documents that had no part in choosing them, by batches of documents."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+from ..files import sha256
+from ..sources import ModelSite, Source
+from ..tokens import Tokens
+from ..totals import Confirmation, Moments
+from .chunks import Chunk, gather, make_chunk
+from .one_pass import _info, _refuse_nonfinite
+
+log = logging.getLogger(__name__)
+
+BATCHES = 32
+
+
+def document_batches(tokens: Tokens, rows: NDArray[np.integer], *, seed: int, batches: int = BATCHES) -> NDArray[np.int64]:
+    """Deal the documents of some rows out to batches of about as many tokens each; a document is never split.
+
+    Documents come in a seeded order, each to the batch that has the fewest tokens so far. Not the longest first, which would balance better: batches that all
+    have the same mixture of lengths differ less than chance has it, and the standard errors made of them would be too small. With packing "joined" a row
+    counts as of the document of its first token.
+
+    Args:
+        tokens: the corpus.
+        rows: [rows], indices in it.
+        seed: of the order.
+        batches: how many; fewer documents make as many batches as documents.
+
+    Returns:
+        int64 [rows], 0 to batches - 1; every batch has a document.
+
+    Raises:
+        InputError: fewer than one batch.
+    """
+    if batches < 1:
+        raise InputError(f"documents need at least one batch, not {batches}")
+    documents, place = np.unique(tokens.documents[rows], return_inverse=True)
+    sizes = np.bincount(place, weights=tokens.lengths[rows] - 1, minlength=len(documents))  # BOS does not count
+    lightest = [(0, b) for b in range(min(batches, len(documents)))]
+    batch_of = np.empty(len(documents), np.int64)
+    for document in np.random.default_rng([seed, 3]).permutation(len(documents)):
+        size, batch = lightest[0]
+        batch_of[document] = batch
+        heapq.heapreplace(lightest, (size + int(sizes[document]), batch))
+    return batch_of[place]
+
+
+def confirm_pass(
+    sources: Sequence[Source | Any],
+    tokens: Tokens,
+    *,
+    rows: NDArray[np.integer],
+    batch_of_row: NDArray[np.integer],
+    partners: Mapping[tuple[int, int], Tensor],
+    centre: Sequence[Tensor],
+    out: str | os.PathLike[str] | None = None,
+    chunk_tokens: int = 2_048,
+    batch_tokens: int = 2_048,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Confirmation:
+    """Run every source once over some rows and sum the products of neurons with their partners, batch of documents by batch of documents.
+
+    Args:
+        sources: as in `observe`.
+        tokens: the corpus.
+        rows: [rows], indices in it; best of documents that had no part in choosing the partners.
+        batch_of_row: [rows], as `document_batches` gives it.
+        partners: (i, j) -> int64 [columns of source i, candidates], columns of source j or -1.
+        centre: per source, [columns], what the products subtract; those of the run's totals do.
+        out: folder of the state. Each batch is written when it is finished; a pass that was stopped goes on at the first one missing, and a finished one is
+            read back.
+        chunk_tokens: tokens, rounded down to whole rows, whose activations of all sources are in memory at once.
+        batch_tokens: tokens that run through a model at once.
+        device: where sums live and activations arrive.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the tokens do not fit the sources, the partners or centres not the neurons, or `out` holds another confirmation.
+        ActivationError: a source yields NaN or Inf; names model, layer, neuron, row. The batches finished before stay in `out`.
+    """
+    sources = [s if hasattr(s, "activations") else ModelSite(s) for s in sources]
+    for source in sources:
+        source.check(tokens)
+    rows, batch_of_row = np.asarray(rows, np.int64), np.asarray(batch_of_row, np.int64)
+    if not len(rows) or rows.shape != batch_of_row.shape or batch_of_row.min() < 0:
+        raise InputError(f"{tokens.path}: there is nothing to confirm on: {len(rows)} rows, a batch for {len(batch_of_row)} of them; hold more documents out")
+    identity = {"tokens": tokens.hash, "rows": sha256(rows.tobytes(), batch_of_row.tobytes())}
+    batches = int(batch_of_row.max()) + 1
+    state = Confirmation([_info(s) for s in sources], partners=partners, centre=centre, batches=batches, identity=identity, device=device)
+    if out is not None:
+        state = _resume(out, state, device)
+    own = [rows[batch_of_row == b] for b in range(batches)]
+    bar = tqdm(
+        total=int(tokens.lengths[rows].sum()),
+        initial=sum(int(tokens.lengths[own[b]].sum()) for b in state.done),
+        unit="tok",
+        unit_scale=True,
+        desc="confirm",
+        disable=None if progress else True,
+    )
+    per_chunk = max(1, chunk_tokens // tokens.row_tokens)
+    memory = _Memory()
+    with bar:
+        for batch in state.missing():
+            for start in range(0, len(own[batch]), per_chunk):
+                chunk = make_chunk(tokens, own[batch][start : start + per_chunk], batch_tokens=batch_tokens, device=device)
+                _add(state, batch, sources, chunk, tokens, memory)
+                bar.update(chunk.ends[2])
+            state.finish(batch, out)
+    return state
+
+
+def _add(state: Confirmation, batch: int, sources: Sequence[Source], chunk: Chunk, tokens: Tokens, memory: _Memory) -> None:
+    """Run every source over a chunk and add its tokens of the set r to one batch of documents."""
+    if not chunk.ends[0]:
+        return
+    seen = []
+    for i, source in enumerate(sources):
+        x = memory.gather(i, source, chunk)[: chunk.ends[0]]  # [tokens, columns]
+        moments = Moments(x.shape[1], device=x.device)
+        moments.update(x)
+        _refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
+        state.moments[i].add(batch, moments)
+        seen.append(x)
+    for (i, j), pair in state.pairs.items():
+        pair.update(batch, seen[i], seen[j])
+
+
+class _Memory:
+    """Buffers of `gather`: the correlated site of every source stays until its chunk is done, what comes along with it is overwritten by the next source."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Tensor] = {}
+        self.passing: dict[str, Tensor] = {}
+
+    def gather(self, number: int, source: Source, chunk: Chunk) -> Tensor:
+        """The correlated site of a source, [tokens, columns]."""
+        buffers = {site: buffer for site, buffer in self.passing.items() if site != source.site}
+        if number in self.kept:
+            buffers[source.site] = self.kept[number]
+        found = gather(source, chunk, buffers)[source.site]
+        self.kept[number] = buffers.pop(source.site)
+        self.passing |= buffers
+        return found
+
+
+def _resume(out: str | os.PathLike[str], new: Confirmation, device: torch.device | str) -> Confirmation:
+    """The state in `out`, if there is one and it is of this very confirmation; else the new one, whose files are begun."""
+    if not (Path(out) / "confirmation.json").exists():
+        new.start(out)
+        return new
+    found = Confirmation.load(out, device=device)
+    differing = [name for name in new.identity if found.identity.get(name) != new.identity[name]]
+    if found.sources != new.sources:
+        differing.append("models, layers or site")
+    if differing:
+        raise InputError(f"{out} holds the confirmation of another run; it differs in {', '.join(differing)}. Choose another --out, or --overwrite.")
+    if found.done:
+        log.info("resuming the confirmation: %d of %d batches of documents are done", len(found.done), found.batches)
+    return found
