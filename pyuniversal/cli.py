@@ -95,6 +95,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "absent": "all; 300,000 of the embedded text",
         "help": "At most so many (100m, 1.5k, 2_000, 1e6): a text's beginning, a folder's random rows.",
     },
+    "dense_tokens": {"type": Count(), "absent": "all", "help": "So many for all pairs of neurons; the rest for the best partners of each alone."},
+    "confirm_tokens": {"type": Count(), "absent": "all the rest", "help": "At most so many of that rest."},
     "row_tokens": {"type": Count(), "help": "Tokens of a row, its BOS included; longer documents continue in further rows."},
     "packing": {"type": click.Choice(["documents", "joined"]), "help": "One document a row, or documents joined end to end as in the paper."},
     "split": {"metavar": "NAME", "absent": "the only one, else test, validation or train", "help": "Split of the data set."},
@@ -278,6 +280,7 @@ Examples:
   pyuniversal run
   pyuniversal run ./seed-a ./seed-b ./seed-c --text corpus.jsonl --out study
   pyuniversal run pythia-160m pythia-160m-seed1 --text NeelNanda/pile-10k --split train --max-tokens 10m
+  pyuniversal run ./seed-a ./seed-b --tokens corpus-tokens --dense-tokens 10m --confirm-tokens 90m
   pyuniversal run gpt2 distilgpt2 --text ./books --layers 2-5 --precision float64 --baseline-draws 10
   pyuniversal run ./seed-a ./seed-b --tokens corpus-tokens --json --quiet > summary.json"""
 )

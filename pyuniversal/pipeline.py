@@ -24,6 +24,8 @@ def run(
     tokens: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] = "universal-run",
     max_tokens: int | None = None,
+    dense_tokens: int | None = None,
+    confirm_tokens: int | None = None,
     row_tokens: int = 512,
     packing: str = "documents",
     split: str | None = None,
@@ -60,6 +62,9 @@ def run(
         out: folder of the run.
         max_tokens: at most so many tokens, BOS included: the beginning of a text, random rows of a folder of tokens. All by default, but of the zoo's text
             `zoo.MAX_TOKENS`, which take a minute or two. One document in ten is held out of them.
+        dense_tokens: at most so many of them go through the product of all neurons with all; the rest is summed for the 16 best partners of every neuron
+            alone, at a fraction of the work. All where None.
+        confirm_tokens: at most so many of that rest; all where None.
         row_tokens: longest row, BOS included; no more than any model's context.
         packing: "documents" (one document a row) or "joined" (the paper's way).
         split: of a data set; see `tokenize`.
@@ -100,6 +105,8 @@ def run(
         out,
         source={"text": text, "tokens": tokens, "packing": packing, "split": split, "name": name, "column": column, "subset_column": subset_column},
         max_tokens=max_tokens,
+        dense_tokens=dense_tokens,
+        confirm_tokens=confirm_tokens,
         row_tokens=row_tokens,
         layers=layers,
         site=site,
@@ -114,6 +121,9 @@ def run(
         progress=progress,
     )
     stages.observe(inputs, storage=storage, memory=memory, progress=progress)
+    if dense_tokens is not None:
+        stages.refine(inputs, confirm_tokens=confirm_tokens, progress=progress)
+    stages.confirm(inputs, progress=progress)
     return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
 
 
@@ -152,6 +162,8 @@ def observe_stage(
         out,
         source={"text": text, "tokens": tokens, "packing": packing, "split": split, "name": name, "column": column, "subset_column": subset_column},
         max_tokens=max_tokens,
+        dense_tokens=None,
+        confirm_tokens=None,
         row_tokens=row_tokens,
         layers=layers,
         site=site,

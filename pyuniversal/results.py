@@ -42,7 +42,10 @@ class Run:
 
     @cached_property
     def matches(self) -> pd.DataFrame:
-        """Partners of every neuron in every other model: model, layer, neuron, other, rank, partner_layer, partner_neuron, r, stderr, mutual, assigned."""
+        """Partners of every neuron in every other model.
+
+        Columns: model, layer, neuron, other, rank, partner_layer, partner_neuron, r, stderr, mutual, assigned, r_confirmed, r_se.
+        """
         return read_table(self.path, "matches")
 
     @cached_property
@@ -51,21 +54,26 @@ class Run:
         return read_table(self.path, "depth")
 
     @cached_property
+    def claims(self) -> dict[str, Any]:
+        """The study's claims on this run: statistic, interval and verdict of each; see `pyuniversal.report.claims`."""
+        return dict(read_json(self.path / "claims.json"))
+
+    @cached_property
     def totals(self) -> Totals:
         """The sums that everything was computed from."""
         return Totals.load(self.path / "totals")
 
     def figure(self, name: str) -> Figure:
-        """Draw "layer_distribution", "universal_neurons_properties" or "depth" as a matplotlib Figure.
+        """Draw "layer_distribution", "universal_neurons_properties", "depth" or "claims" as a matplotlib Figure.
 
         Raises:
             InputError: there is no such figure.
         """
-        return report.draw(name, self.neurons, self.matches, self.depth)
+        return report.draw(name, self.neurons, self.matches, self.depth, self.claims)
 
     def summary(self) -> dict[str, Any]:
         """Counts and means of every model; see `pyuniversal.report.summary`."""
-        return report.summary(self.neurons, self.manifest)
+        return report.summary(self.neurons, self.manifest, self.claims)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

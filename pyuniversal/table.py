@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from .files import atomic
 from .neurons import activation_columns, legacy_activation_columns
 from .totals import Totals
-from .universality import CORRELATION_COLUMNS, RULES, baseline, combine
+from .universality import CORRELATION_COLUMNS, RULES, combine
 
 # Gurnee et al. 2024, the columns of dataframes/neuron_dfs/*.csv after layer and neuron.
 PAPER_COLUMNS = (
@@ -29,10 +30,8 @@ def neuron_table(
     totals: Totals,
     matches: pd.DataFrame,
     weights: Mapping[str, pd.DataFrame],
+    baselines: Mapping[tuple[int, int], Tensor],
     *,
-    kind: str = "haar",
-    draws: int = 5,
-    seed: int = 0,
     legacy: bool = False,
 ) -> pd.DataFrame:
     """One row a neuron of every model: index (model, layer, neuron), columns `PAPER_COLUMNS`, then `OUR_COLUMNS`.
@@ -41,16 +40,11 @@ def neuron_table(
         totals: the sums of a run.
         matches: `universality.matches` of them.
         weights: model's label -> `neurons.weight_columns` of its layers in the run.
-        kind: of the rotation baseline, "haar" or "gaussian".
-        draws: of the baseline.
-        seed: of the baseline.
+        baselines: `universality.baseline` of them.
         legacy: moments and sparsity from the histogram, as the study has them.
-
-    Raises:
-        InputError: an unknown baseline, or no draw.
     """
     with torch.inference_mode():
-        table = combine(totals, matches, baseline(totals, kind=kind, draws=draws, seed=seed))
+        table = combine(totals, matches, baselines)
         parts = []
         for i, source in enumerate(totals.sources):
             activations = legacy_activation_columns(totals.histogram[i]) if legacy else activation_columns(totals.pre[i])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,19 +17,20 @@ from ..errors import InputError
 from ..files import atomic, check_writable
 from . import quantities
 from .depth import depth
+from .forest import forest
 from .layers import layer_distribution
 from .properties import properties
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("layer_distribution", "universal_neurons_properties", "depth")
+NAMES = ("layer_distribution", "universal_neurons_properties", "depth", "claims")
 DPI = 200
 
 logger = logging.getLogger(__name__)
 
 
-def draw(name: str, neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.DataFrame) -> Figure:
+def draw(name: str, neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.DataFrame, claims: dict[str, Any]) -> Figure:
     """The figure called `name`, one of `NAMES`, of a run's tables.
 
     Raises:
@@ -41,20 +42,23 @@ def draw(name: str, neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: p
         return properties(neurons)
     if name == "depth":
         return depth(depth_table, neurons, matches)
+    if name == "claims":
+        return forest(claims)
     raise InputError(f"there is no figure {name!r}; choose one of {', '.join(NAMES)}")
 
 
-def save_figures(neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.DataFrame, folder: str | os.PathLike[str]) -> list[Path]:
+def save_figures(neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.DataFrame, claims: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
     """Draw every figure of a run as PNG of 200 dots an inch, each file whole or absent.
 
     Args:
         neurons: the neuron table of all models.
         matches: the matches table.
         depth_table: best partners counted by layer.
+        claims: the claims.
         folder: where to; made if absent.
 
     Returns:
-        layer_distribution.png, universal_neurons_properties.png, depth.png; of a single model, which has no partners, neuron_properties.png alone.
+        layer_distribution.png, universal_neurons_properties.png, depth.png, claims.png; of a single model, which has no partners, neuron_properties.png alone.
 
     Raises:
         FileError: the folder cannot be written.
@@ -68,6 +72,6 @@ def save_figures(neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.D
     for file, name in names.items():
         path = folder / f"{file}.png"
         with atomic(path) as temporary:
-            draw(name, neurons, matches, depth_table).savefig(temporary, format="png", dpi=DPI, metadata={"Title": file, "Software": "pyuniversal"})
+            draw(name, neurons, matches, depth_table, claims).savefig(temporary, format="png", dpi=DPI, metadata={"Title": file, "Software": "pyuniversal"})
         paths.append(path)
     return paths

@@ -13,21 +13,25 @@ from . import quantities
 THRESHOLDS = (0.45, THRESHOLD, 0.55)  # the rule, and how much hangs on it
 
 
-def summary(neurons: pd.DataFrame, manifest: dict[str, Any]) -> dict[str, Any]:
+def summary(neurons: pd.DataFrame, manifest: dict[str, Any], claims: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a run found.
 
     Args:
         neurons: the neuron table of all models: index (model, layer, neuron).
         manifest: the run's manifest; tokens, options and timings are taken over as they stand.
+        claims: taken over.
 
     Returns:
         A dict that JSON can hold (None for what is not a number). `models` has for each label: layers, neurons, constant (neurons that never vary), rules
         (the count of each published rule at the thresholds 0.45, 0.5 and 0.55), by_layer (layer -> neurons, universal), mean_corr, mean_baseline and
         mean_excess (means over its neurons), mutual (neurons that choose each other with their best partner in at least one model), mutual_everywhere (in
-        every other model).
+        every other model), confirmed (by the confirmed values: universal, and of how many neurons nothing
+        can be said at two standard errors; None where nothing was confirmed).
     """
     models = list(dict.fromkeys(neurons.index.get_level_values("model")))
     taken: dict[str, Any] = {key: manifest[key] for key in ("version", "tokens", "options", "timings") if key in manifest}
+    if claims is not None:
+        taken["claims"] = claims
     return {"models": {str(model): _model(neurons.xs(model, level="model", drop_level=False), len(models) - 1) for model in models}, **taken}
 
 
@@ -43,9 +47,18 @@ def _model(rows: pd.DataFrame, others: int) -> dict[str, Any]:
         "mean_corr": _number(rows["mean_corr"].mean()),
         "mean_baseline": _number(rows["mean_baseline"].mean()),
         "mean_excess": _number(rows["excess_corr"].mean()),
+        "confirmed": _confirmed(rows),
         "mutual": int((mutual > 0).sum()),
         "mutual_everywhere": int((mutual == others).sum()) if others else 0,
     }
+
+
+def _confirmed(rows: pd.DataFrame) -> dict[str, int] | None:
+    """How the rule comes out by the documents that were held out."""
+    if "excess_confirmed" not in rows or not rows["excess_confirmed"].notna().any():
+        return None
+    beyond = rows["excess_confirmed"] - THRESHOLD
+    return {"universal": int((beyond > 0).sum()), "undecided": int((beyond.abs() <= 2 * rows["excess_se"]).sum())}
 
 
 def _number(value: float) -> float | None:

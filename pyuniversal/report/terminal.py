@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 CAPTION = (
-    "strict: min r - max baseline; loose: max r - mean baseline; best r, baseline: means over all neurons; "
-    "mutual: neurons that are their best partner's best partner, in at least one model"
+    "confirmed: by the same rule on documents that were held out; undecided: within two standard errors of it there; strict: min r - max baseline; "
+    "loose: max r - mean baseline; best r, baseline: means over all neurons; mutual: neurons that are their best partner's best partner, in at least one model"
 )
 CLAIMS_CAPTION = (
     "effect: Cliff's delta of percentiles within the layer, universal neurons against all others; depth: 1 - distance to best partners / distance by chance. "
@@ -36,25 +36,27 @@ def render(summary: dict[str, Any]) -> RenderableType:
 
     title = f"Universal neurons (mean r - mean baseline > {THRESHOLD})"
     table = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left")
-    for name in ("model", "neurons", "universal", "at 0.45", "at 0.55", "strict", "loose", "best r", "baseline", "mutual", "constant"):
+    for name in ("model", "neurons", "universal", "confirmed", "undecided", "at 0.45", "at 0.55", "strict", "loose", "best r", "baseline", "mutual"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model", overflow="fold")
     layers = Table("model", "layer: universal neurons", title="By layer", title_justify="left")
     for model, values in summary["models"].items():
         main, strict, loose = (values["rules"][rule] for rule in RULES)
+        confirmed = values["confirmed"]
         table.add_row(
             model,
             f"{values['neurons']:,}",
             f"{main['0.5']:,} ({main['0.5'] / values['neurons']:.2%})",
+            *("-" if confirmed is None else f"{confirmed[name]:,}" for name in ("universal", "undecided")),
             *(f"{count:,}" for count in (main["0.45"], main["0.55"], strict["0.5"], loose["0.5"])),
             *("-" if value is None else f"{value:.3f}" for value in (values["mean_corr"], values["mean_baseline"])),
             f"{values['mutual']:,}",
-            f"{values['constant']:,}",
         )
         layers.add_row(model, "  ".join(f"{layer}: {counts['universal']:,}" for layer, counts in values["by_layer"].items()))
     if len(summary["models"]) == 1:
         reason = "One model alone has no partners: its correlations are empty. Moments, weights and vocabulary are in the table."
         return Group(table, reason, *_circumstances(summary))
-    return Group(table, layers, *_circumstances(summary))
+    claims = [render_claims(summary["claims"])] if "claims" in summary else []
+    return Group(table, layers, *claims, *_circumstances(summary))
 
 
 def render_claims(claims: dict[str, Any]) -> RenderableType:

@@ -1,8 +1,9 @@
 """What the stages of a run do; their arguments, defaults and errors are told in `pipeline`."""
 
+from .confirming import confirm, refine
 from .inputs import check_table, prepare
 from .passing import observe
 from .planning import plan
 from .tables import table
 
-__all__ = ["check_table", "observe", "plan", "prepare", "table"]
+__all__ = ["check_table", "confirm", "observe", "plan", "prepare", "refine", "table"]

@@ -15,14 +15,15 @@ import torch
 
 from .. import results, universality, zoo
 from ..errors import InputError
-from ..files import check_writable
+from ..files import check_writable, read_json, write_json
 from ..models import Model, check_tokenizers, load_model
 from ..ops import PRECISIONS
 from ..sources import ModelSite
 from ..streaming import SourceShape
 from ..tokens import Tokens, load_tokens, tokenize
 
-OURS = ("manifest.json", "totals", "tokens", "tables", "figures", *(f"{t}.parquet" for t in (*results.TABLES, "weights")))
+TABLES = (f"{name}.parquet" for name in (*results.TABLES, "weights"))
+OURS = ("manifest.json", "totals", "candidates", "confirmation", "tokens", "tables", "figures", "claims.json", *TABLES)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Inputs:
     options: dict[str, Any]
     timings: dict[str, float]
 
+    @property
+    def dense_tokens(self) -> int | None:
+        """At most so many tokens go through the dense pass; None: all."""
+        return self.options["dense_tokens"] or self.options["max_tokens"]
+
 
 def prepare(
     models: Sequence[Any] | None,
@@ -42,6 +48,8 @@ def prepare(
     *,
     source: Mapping[str, Any],
     max_tokens: int | None,
+    dense_tokens: int | None,
+    confirm_tokens: int | None,
     row_tokens: int,
     layers: Sequence[int] | None,
     site: str,
@@ -60,7 +68,11 @@ def prepare(
     choice("precision", precision, PRECISIONS)
     device = resolve_device(device)
     timings: dict[str, float] = {}
-    if models is None and source["text"] is None and source["tokens"] is None and max_tokens is None:
+    if confirm_tokens is not None and dense_tokens is None:
+        raise InputError("--confirm-tokens are the tokens beyond the dense pass: say with --dense-tokens how many go through that")
+    if max_tokens is None and dense_tokens is not None and confirm_tokens is not None:
+        max_tokens = dense_tokens + confirm_tokens
+    if models is None and source["text"] is None and source["tokens"] is None and max_tokens is None and dense_tokens is None:
         max_tokens = zoo.MAX_TOKENS
     with clock(timings, "models"):
         loaded = load_models(models, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -72,6 +84,8 @@ def prepare(
         corpus = load_corpus(loaded, source, zoo_text=models is None, folder=folder / "tokens", max_tokens=max_tokens, row_tokens=row_tokens, progress=progress)
     options = {k: plain(v) for k, v in source.items()} | {
         "max_tokens": max_tokens,
+        "dense_tokens": dense_tokens,
+        "confirm_tokens": confirm_tokens,
         "row_tokens": row_tokens,
         "layers": None if layers is None else list(layers),
         "site": site,
@@ -185,6 +199,12 @@ def clock(timings: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     timings[name] = round(time.perf_counter() - start, 3)
+
+
+def note_timings(inputs: Inputs) -> None:
+    """Add what was timed since to the manifest."""
+    manifest = read_json(inputs.folder / "manifest.json")
+    write_json(inputs.folder / "manifest.json", manifest | {"timings": manifest["timings"] | inputs.timings})
 
 
 def plain(value: Any) -> Any:

@@ -33,7 +33,7 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool)
     sources, corpus, options = inputs.sources, inputs.corpus, inputs.options
     plan = make_plan(
         [shape_of(s.name, s.model.config, s.layers) for s in sources],
-        tokens=min(corpus.n_tokens, options["max_tokens"] or corpus.n_tokens),
+        tokens=min(corpus.n_tokens, inputs.dense_tokens or corpus.n_tokens),
         storage=storage,
         memory=memory,
         out=inputs.folder,
@@ -49,10 +49,11 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool)
             sources,
             corpus,
             out=inputs.folder / "totals",
+            max_tokens=inputs.dense_tokens,
             storage="resident" if plan.layout.storage == "sweeps" else plan.layout.storage,
             sweeps=plan.layout.sweeps or None,
             progress=progress,
-            **{name: options[name] for name in ("precision", "max_tokens", "seed", "chunk_tokens", "batch_tokens", "device")},
+            **{name: options[name] for name in ("precision", "seed", "chunk_tokens", "batch_tokens", "device")},
         )
     log.info("the pass is done: %s tokens correlated; statistics of the weights", f"{totals.tokens:,}")
     with clock(inputs.timings, "weights"):

@@ -6,11 +6,18 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
 from .. import report, results, universality
 from ..errors import FileError
 from ..files import read_json, write_json
 from ..table import neuron_table, write_tables
-from ..totals import Totals
+from ..totals import Confirmation, Totals
+from ..totals.confirmation import LEDGER
+from .confirming import CONFIRMED, REFINED
 from .inputs import check_table, clock
 
 log = logging.getLogger(__name__)
@@ -37,19 +44,43 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         )
     log.info("partners, %d rotations of every layer, table", baseline_draws)
     with clock(timings, "table"):
-        matches = universality.matches(totals, top_k=top_k)
+        matches = universality.matches(totals, top_k=top_k, refined=universality.refined(totals, folder / REFINED))
+        with torch.inference_mode():
+            baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed)
         weights = results.read_table(folder, "weights")
         kind = "legacy" if legacy else "corrected"
         by_model = {str(m): t.drop(columns=["model", "convention"]) for m, t in weights[weights["convention"] == kind].groupby("model", sort=False)}
-        neurons = neuron_table(totals, matches, by_model, kind=baseline, draws=baseline_draws, seed=seed, legacy=legacy)
+        neurons = neuron_table(totals, matches, by_model, baselines, legacy=legacy)
+        matches, neurons = _with_confirmation(folder / CONFIRMED, totals, matches, neurons, baselines)
         depth = universality.depth(matches)
         for name, value in (("neurons", neurons.reset_index()), ("matches", matches), ("depth", depth)):
             results.write_table(folder, name, value)
         write_tables(neurons, folder / "tables")
+        n_layers = {model["label"]: model["config"]["n_layers"] for model in manifest["models"]}
+        claims = report.claims(neurons, matches, n_layers=n_layers, seed=seed)
+        write_json(folder / "claims.json", claims)
     log.info("figures")
     with clock(timings, "figures"):
-        report.save_figures(neurons, matches, depth, folder / "figures")
+        report.save_figures(neurons, matches, depth, claims, folder / "figures")
     options = {"baseline": baseline, "baseline_draws": baseline_draws, "top_k": top_k, "baseline_seed": seed, "legacy": legacy}
     manifest["options"] |= options
     write_json(folder / "manifest.json", manifest | {"timings": timings})
     return results.open_run(folder)
+
+
+def _with_confirmation(
+    folder: Path, totals: Totals, matches: pd.DataFrame, neurons: pd.DataFrame, baselines: dict[tuple[int, int], Tensor]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables with what the held-out documents say; empty columns where nothing was confirmed."""
+    state = Confirmation.load(folder) if (folder / LEDGER).exists() else None
+    if state is not None and (state.missing() or state.sources != totals.sources):
+        log.warning("%s is not complete, or of other models: nothing is taken from it; repeat the command that started the run", folder)
+        state = None
+    if state is None:
+        return matches.assign(r_confirmed=np.nan, r_se=np.nan), neurons.reindex(columns=[*neurons.columns, *universality.CONFIRMED_COLUMNS])
+    pairs, columns = universality.confirmed(state, baselines)
+    keys = ["model", "layer", "neuron", "other"]
+    names = [source.name for source in totals.sources]
+    pairs = pairs.assign(rank=np.int16(0), **{key: pd.Categorical(pairs[key], categories=names) for key in ("model", "other")})
+    joined = matches.merge(pairs, how="left", on=[*keys, "rank"], validate="one_to_one")
+    return joined, neurons.join(columns)

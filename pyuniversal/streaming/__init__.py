@@ -3,9 +3,10 @@
 Not called `pyuniversal.observe`: a submodule of that name would hide the function.
 """
 
+from .chunks import choose_rows
 from .confirmation import confirm_pass, document_batches
 from .layout import SourceShape
 from .one_pass import observe
 from .plan import STORAGES, Plan, make_plan
 
-__all__ = ["STORAGES", "Plan", "SourceShape", "confirm_pass", "document_batches", "make_plan", "observe"]
+__all__ = ["STORAGES", "Plan", "SourceShape", "choose_rows", "confirm_pass", "document_batches", "make_plan", "observe"]

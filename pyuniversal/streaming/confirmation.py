@@ -73,6 +73,7 @@ def confirm_pass(
     batch_tokens: int = 2_048,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    words: str = "confirm",
 ) -> Confirmation:
     """Run every source once over some rows and sum the products of neurons with their partners, batch of documents by batch of documents.
 
@@ -89,6 +90,7 @@ def confirm_pass(
         batch_tokens: tokens that run through a model at once.
         device: where sums live and activations arrive.
         progress: show a progress bar.
+        words: before it.
 
     Raises:
         InputError: the tokens do not fit the sources, the partners or centres not the neurons, or `out` holds another confirmation.
@@ -111,7 +113,7 @@ def confirm_pass(
         initial=sum(int(tokens.lengths[own[b]].sum()) for b in state.done),
         unit="tok",
         unit_scale=True,
-        desc="confirm",
+        desc=words,
         disable=None if progress else True,
     )
     per_chunk = max(1, chunk_tokens // tokens.row_tokens)

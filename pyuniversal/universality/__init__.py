@@ -4,8 +4,9 @@ from .baseline import BASELINES, baseline, rotation
 from .confirm import CONFIRMED_COLUMNS, Replicates, confirmed, replicates
 from .correlate import Correlation, correlate
 from .jackknife import interval, jackknife_se
-from .partners import depth, empty_matches, matches, summaries
+from .partners import Best, depth, empty_matches, matches, partners, summaries
 from .pooled import Pooled, r_pooled
+from .refine import refined
 from .rules import CORRELATION_COLUMNS, RULES, THRESHOLD, combine, is_universal
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CORRELATION_COLUMNS",
     "RULES",
     "THRESHOLD",
+    "Best",
     "Correlation",
     "Pooled",
     "Replicates",
@@ -27,7 +29,9 @@ __all__ = [
     "is_universal",
     "jackknife_se",
     "matches",
+    "partners",
     "r_pooled",
+    "refined",
     "replicates",
     "rotation",
     "summaries",

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from scipy.sparse import csr_array, hstack, identity
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
 
-from ..ops import Correlations
+
+class Kept(Protocol):
+    """Partners of every neuron, [neurons, k]: r and which neuron, -1 where there are fewer than k."""
+
+    @property
+    def top(self) -> Tensor: ...  # noqa: D102
+    @property
+    def top_index(self) -> Tensor: ...  # noqa: D102
+
 
 # What staying alone costs, as much as a pair with r = 0; a pair costs r less. Above 1, since the solver takes no cost of 0.
 ALONE = 2.0
 
 
-def assign(ahead: Correlations, back: Correlations) -> np.ndarray:
+def assign(ahead: Kept, back: Kept) -> np.ndarray:
     """Partner of each neuron, int64 [rows], -1 where it stays alone: the pairs that share no neuron with the largest sum of r, all of them positive.
 
     The graph holds every pair that is among the top k of either side; scipy's LAPJVsp solves it.
@@ -27,7 +38,7 @@ def assign(ahead: Correlations, back: Correlations) -> np.ndarray:
     return np.where(chosen < m, chosen, -1)
 
 
-def _edges(ahead: Correlations, back: Correlations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _edges(ahead: Kept, back: Kept) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, columns and r (clamped to [-1, 1]) of all pairs kept in either direction, each once."""
     parts = []
     for side, flip in ((ahead, False), (back, True)):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ..ops import Columns, Correlations, merge_correlations, summarize_correlation
 from ..totals import Key, SourceInfo, Totals
 from .assignment import assign
+
+
+class Best(NamedTuple):
+    """Partners of every neuron, best first: r (NaN where there are fewer), which neuron (-1), and the error of r from rounding; [neurons, k] each."""
+
+    top: Tensor
+    top_index: Tensor
+    top_stderr: Tensor
 
 
 def sides(totals: Totals, key: Key) -> tuple[Columns, Columns]:
@@ -42,6 +52,18 @@ def summaries(totals: Totals, *, top_k: int) -> Iterator[tuple[int, int, Correla
             yield j, i, columns
 
 
+def whole_side(totals: Totals, i: int) -> Tensor:
+    """Count, mean and M2 over r of every neuron of a source, float64 [3, columns]."""
+    return torch.stack([totals.site[i].field(name, "r") for name in ("count", "mean", "M2")])
+
+
+def partners(totals: Totals, *, top_k: int, refined: Mapping[tuple[int, int], Best] | None = None) -> dict[tuple[int, int], Best]:
+    """(i, j) -> the best partners of the neurons of source i in source j, for every ordered pair; at most `top_k` of the `refined` ones where there are any."""
+    if refined is not None:
+        return {pair: Best(*(part[:, :top_k] for part in best)) for pair, best in refined.items()}
+    return {(i, j): Best(c.top, c.top_index, c.top_stderr) for i, j, c in summaries(totals, top_k=top_k)}
+
+
 def label(source: SourceInfo, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Layer and neuron of columns of a source; -1 and -1 for the column -1."""
     layers = np.asarray(source.layers)
@@ -49,7 +71,7 @@ def label(source: SourceInfo, column: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.where(found, layers[np.where(found, column // source.width, 0)], -1), np.where(found, column % source.width, -1)
 
 
-def match_pair(totals: Totals, i: int, j: int, ahead: Correlations, back: Correlations) -> pd.DataFrame:
+def match_pair(totals: Totals, i: int, j: int, ahead: Best, back: Best) -> pd.DataFrame:
     """Rows of `matches` for the neurons of source i among those of source j.
 
     Columns: model, layer, neuron, other, rank (0 = best), partner_layer, partner_neuron, r (raw: rounding noise may carry it beyond 1), stderr (of r, from the
@@ -83,9 +105,9 @@ def match_pair(totals: Totals, i: int, j: int, ahead: Correlations, back: Correl
     return table[partner >= 0].reset_index(drop=True)
 
 
-def matches(totals: Totals, *, top_k: int = 50) -> pd.DataFrame:
+def matches(totals: Totals, *, top_k: int = 50, refined: Mapping[tuple[int, int], Best] | None = None) -> pd.DataFrame:
     """The long table of partners of all ordered pairs of models; see `match_pair` for its columns. Empty (with those columns) for a single model."""
-    found: dict[tuple[int, int], Correlations] = {(i, j): c for i, j, c in summaries(totals, top_k=top_k)}
+    found = partners(totals, top_k=top_k, refined=refined)
     tables = [match_pair(totals, i, j, found[i, j], found[j, i]) for i, j in sorted(found)]
     return pd.concat(tables, ignore_index=True) if tables else empty_matches()
 

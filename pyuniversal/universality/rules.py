@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from torch import Tensor
@@ -27,7 +29,7 @@ def is_universal(neurons: pd.DataFrame, rule: str = "universal", *, threshold: f
     return neurons[score] - neurons[chance] > threshold
 
 
-def combine(totals: Totals, matches: pd.DataFrame, baselines: dict[tuple[int, int], Tensor]) -> pd.DataFrame:
+def combine(totals: Totals, matches: pd.DataFrame, baselines: Mapping[tuple[int, int], Tensor]) -> pd.DataFrame:
     """One row a neuron, index (model, layer, neuron): over the other models, the largest, mean and smallest of its best r and of its baseline.
 
     A pair's baseline is the mean over draws; `baseline_spread` is the standard deviation over draws (ddof 1, NaN for one draw), averaged over pairs.
