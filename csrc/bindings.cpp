@@ -8,6 +8,7 @@ namespace pyuniversal::cpu {
 void dyadic_histogram_(const Tensor& counts, const Tensor& exponent, const Tensor& x, int threads);
 void histogram_(const Tensor& counts, const Tensor& x, const Tensor& edges, int threads);
 void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads, const std::string& activation);
+void pair_sums_(const Tensor& sums, const Tensor& x, const Tensor& y, const Tensor& centre_x, const Tensor& centre_y, const Tensor& partner, int threads);
 void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, int threads);
 double peak(const std::string& kind, int threads, double seconds);
 double read_bandwidth(const Tensor& x, int threads);
@@ -25,8 +26,8 @@ PYBIND11_MODULE(_C, module) {
     using without_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
     module.doc() =
-        "Compiled ops: dyadic_histogram_, histogram_, moments_, product_, quantize, summarize_correlation, token_sums_. Contracts: pyuniversal/ops/<op>.py. "
-        "Tensors are borrowed through DLPack.";
+        "Compiled ops: dyadic_histogram_, histogram_, moments_, pair_sums_, product_, quantize, summarize_correlation, token_sums_. Contracts: "
+        "pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack.";
 #ifdef PYUNIVERSAL_HAS_CUDA
     module.attr("has_cuda") = true;
 #else
@@ -41,6 +42,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("histogram_", &cpu::histogram_, "counts"_a, "x"_a, "edges"_a, "threads"_a, without_gil(), "counts[n, #{edges < x[t, n]}] += 1");
     module.def("moments_", &cpu::moments_, "state"_a, "x"_a, "ends"_a, "threads"_a, "activation"_a = "", without_gil(),
                "merge the moments of x[:end] for each end");
+    module.def("pair_sums_", &cpu::pair_sums_, "sums"_a, "x"_a, "y"_a, "centre_x"_a, "centre_y"_a, "partner"_a, "threads"_a, without_gil(),
+               "sums[n, c] += sum of (x[t, n] - centre_x[n]) (y[t, p] - centre_y[p]), p = partner[n, c]");
     module.def("product_", &cpu::product_, "total"_a, "x"_a, "y"_a, "x_scale"_a, "y_scale"_a, "threads"_a, without_gil(), "total += scaled x y^T");
     module.def("quantize", &cpu::quantize, "data"_a, "rounding"_a, "x"_a, "centre"_a, "inverse"_a, "token_key"_a, "neuron_key"_a, "threads"_a, without_gil(),
                "q[t, n] = floor((x[t, n] - centre[n]) * inverse[n] + dither), rounding[n] = sum of f (1 - f)");

@@ -37,4 +37,22 @@ template <typename Work> void share(int64_t count, int threads, const Work& work
     });
 }
 
+// Rounds of two stages, each of which begins when the one before is done: work(round, first, begin, end) on pieces of [0, count of that stage), each as soon as
+// a thread is free. A thread waits only for pieces that others are at, so one that could not be had is not missed.
+template <typename Work> void share_in_turns(int64_t rounds, int64_t first_count, int64_t second_count, int threads, const Work& work) {
+    constexpr int64_t kPieces = 8;  // a thread and stage: those that end early wait for an eighth at most
+    const int64_t first = std::min(first_count, kPieces * threads), second = std::min(second_count, kPieces * threads), both = first + second;
+    std::atomic<int64_t> next{0}, done{0};
+    on_threads(static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, std::max(first, second)))), [&](int64_t) {
+        for (int64_t ticket = next++; ticket < rounds * both; ticket = next++) {
+            const int64_t round = ticket / both, place = ticket % both;
+            const bool in_first = place < first;
+            const int64_t piece = in_first ? place : place - first, pieces = in_first ? first : second, count = in_first ? first_count : second_count;
+            while (done.load(std::memory_order_acquire) < ticket - piece) std::this_thread::yield();
+            work(round, in_first, count * piece / pieces, count * (piece + 1) / pieces);
+            done.fetch_add(1, std::memory_order_release);
+        }
+    });
+}
+
 }  // namespace pyuniversal::cpu

@@ -39,6 +39,14 @@ def _token_sums(sums: Tensor, counts: Tensor, x: Tensor, ids: Tensor) -> None:
     _C.token_sums_(sums, counts, x, ids.contiguous(), torch.get_num_threads())
 
 
+def _why_not_pair_sums(sums: Tensor, x: Tensor, y: Tensor, *_: Tensor) -> str | None:
+    return _why_not(x) or _why_not(y)
+
+
+def _pair_sums(sums: Tensor, x: Tensor, y: Tensor, centre_x: Tensor, centre_y: Tensor, partner: Tensor) -> None:
+    _C.pair_sums_(sums, x, y, centre_x.contiguous(), centre_y.contiguous(), partner, torch.get_num_threads())
+
+
 def _why_not_quantize(x: Tensor, *_: Tensor, precision: str) -> str | None:
     return _why_not(x) if precision == "int8" else f"does not pack {precision}"
 
@@ -127,5 +135,6 @@ moments_ = Implementation(run=_moments, why_not=lambda state, x, ends, **_: _why
 histogram_ = Implementation(run=_histogram, why_not=lambda counts, x, edges: _why_not(x))
 dyadic_histogram_ = Implementation(run=_dyadic_histogram, why_not=lambda counts, exponent, x: _why_not(x))
 token_sums_ = Implementation(run=_token_sums, why_not=lambda sums, counts, x, ids: _why_not(x))
+pair_sums_ = Implementation(run=_pair_sums, why_not=_why_not_pair_sums)
 product_ = Implementation(run=_product, why_not=_why_not_product)
 summarize_correlation = Implementation(run=_summarize_correlation, why_not=_why_not_summary)

@@ -8,8 +8,8 @@ sums[n, c] += sum over tokens of (x[t, n] - centre_x[n]) (y[t, p] - centre_y[p])
     centre_x, centre_y  float64 [neurons of either side]; any fixed values, best close to the means
     partner             int64 [x neurons, candidates], contiguous, within [0, y neurons), or -1: there is none, its sum stays as it is
 
-All in float64, in the order of the tokens: nothing is rounded to less. NaN and Inf propagate into the sums of their neuron. Work: 2 x neurons x candidates x
-tokens operations, where `product_` takes y neurons for candidates.
+All in float64: nothing is rounded to less. Tokens are added in an order that does not depend on the number of threads. NaN and Inf propagate into the sums of
+their neuron, as x or as partner. Work: 2 x neurons x candidates x tokens operations, where `product_` takes y neurons for candidates.
 """
 
 from __future__ import annotations
@@ -60,4 +60,4 @@ def reference(sums: Tensor, x: Tensor, y: Tensor, centre_x: Tensor, centre_y: Te
             sums[some, column] += ((left[:, some].double() - centre_x[some]) * (right[:, p].double() - centre_y[p])).sum(0)
 
 
-pair_sums_ = Op("pair_sums_", check=check, reference=reference, faster={})
+pair_sums_ = Op("pair_sums_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:pair_sums_"})

@@ -12,7 +12,7 @@ from pyuniversal.totals import pack
 
 
 def test_backends_are_those_that_take_the_arguments():
-    outside_a_run = {"dyadic_histogram_", "token_sums_"}
+    outside_a_run = {"dyadic_histogram_", "token_sums_", "pair_sums_"}
     assert set(backends("cpu", "int8")) == {op.name for op in OPS} - outside_a_run
     assert backends("cpu", "int8")["quantize"] == "cpu"
     assert backends("cpu", "float64")["quantize"] == "reference"
