@@ -384,6 +384,51 @@ def table(folder: str, *, as_json: bool, quiet: bool, verbose: bool, **options: 
 @main.command(
     epilog="""\b
 Examples:
+  pyuniversal confirm study && pyuniversal table study
+  pyuniversal confirm study ./seed-a ./seed-b --tokens corpus-tokens"""
+)
+@click.argument("folder", metavar="RUN")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@takes(pipeline.confirm_stage)
+@talks
+def confirm(folder: str, models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Run held-out documents for the partners that the sums in the folder RUN choose; `table` takes the result into its tables. Part of `run`."""
+    _work(pipeline.confirm_stage, folder, list(models) or None, options=options, quiet=quiet)
+    if as_json:
+        _json({"path": folder})
+    elif not quiet:
+        click.echo(f"Confirmed on held-out documents; next: pyuniversal table {folder}")
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal verify study
+  pyuniversal verify study ./seed-a ./seed-b --tokens corpus-tokens --seed 7"""
+)
+@click.argument("folder", metavar="RUN")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@takes(pipeline.verify)
+@talks
+def verify(folder: str, models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Check the finished run in the folder RUN: files against their hashes, r of a random thousandth of its neurons against float64.
+
+    Exit code 1 where something differs by more than rounding explains.
+    """
+    found = _work(pipeline.verify, folder, list(models) or None, options=options, quiet=quiet)
+    if as_json:
+        _json(found)
+    elif not quiet:
+        largest = "-" if found["largest_difference"] is None else f"{found['largest_difference']:.1e}"
+        click.echo(f"{found['correlations']:,} correlations over {found['tokens']:,} tokens computed again; the largest difference is {largest}")
+        click.echo("\n".join(found["failures"]) or "The run is what it says.")
+    if found["failures"]:
+        click.get_current_context().exit(1)
+
+
+@main.command(
+    epilog="""\b
+Examples:
   pyuniversal show study
   pyuniversal show study --json"""
 )

@@ -122,7 +122,7 @@ def run(
     )
     stages.observe(inputs, storage=storage, memory=memory, progress=progress)
     if dense_tokens is not None:
-        stages.refine(inputs, confirm_tokens=confirm_tokens, progress=progress)
+        stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
     return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
 
@@ -246,6 +246,70 @@ def plan(
         out=out,
         trust_remote_code=trust_remote_code,
     )
+
+
+def confirm_stage(
+    run: str | os.PathLike[str],
+    models: Sequence[ModelLike] | None = None,
+    *,
+    tokens: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> None:
+    """Run the models again on held-out documents for the partners that the sums in the folder `run` choose; `table_stage` then takes them into its tables.
+
+    Args:
+        run: folder of a complete pass.
+        models: in the order of the run; those that its manifest names where None.
+        tokens: folder of the run's tokens; where its manifest says where None.
+        device: as of `run`.
+        trust_remote_code: let code from a model's folder run.
+        progress: show progress bars.
+
+    Raises:
+        FileError: there is no complete pass, or its models or tokens are not to be found.
+        InputError: models or tokens are not those of the run.
+    """
+    from . import stages
+
+    inputs = stages.reopen(run, models, tokens=tokens, device=device, trust_remote_code=trust_remote_code)
+    if inputs.options["dense_tokens"] is not None:
+        stages.refine(inputs, progress=progress)
+    stages.confirm(inputs, progress=progress)
+
+
+def verify(
+    run: str | os.PathLike[str],
+    models: Sequence[ModelLike] | None = None,
+    *,
+    tokens: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Check a finished run: its files against their hashes, its moments, and r of a random thousandth of its neurons against float64, from the models anew.
+
+    Args:
+        run: folder of the run.
+        models: in the order of the run; those that its manifest names where None.
+        tokens: folder of the run's tokens; where its manifest says where None.
+        seed: of the choice of neurons.
+        device: as of `run`.
+        trust_remote_code: let code from a model's folder run.
+        progress: show progress bars.
+
+    Returns:
+        neurons (how many of each model), correlations (how many), tokens, largest_difference (of r), failures (a sentence for each, none where all is well).
+
+    Raises:
+        FileError: a file is damaged (named), or models or tokens are not to be found.
+        InputError: models or tokens are not those of the run.
+    """
+    from . import stages
+
+    return stages.verify(run, models, tokens=tokens, seed=seed, device=device, trust_remote_code=trust_remote_code, progress=progress)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

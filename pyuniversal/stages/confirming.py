@@ -19,14 +19,13 @@ CANDIDATES = 16  # partners of a neuron that stay in the race when a part of the
 CONFIRMED, REFINED = "confirmation", "candidates"  # folders of a run
 
 
-def refine(inputs: Inputs, *, confirm_tokens: int | None, progress: bool) -> None:
-    """Sum the best candidates of the dense pass, and nobody else, over (at most `confirm_tokens` of) the text that it left."""
+def refine(inputs: Inputs, *, progress: bool) -> None:
+    """Sum the best candidates of the dense pass, and nobody else, over the text that it left, or --confirm-tokens of it."""
     totals = Totals.load(inputs.folder / "totals")
     if len(totals.sources) < 2:
         return
     options = inputs.options
-    rows = choose_rows(inputs.corpus, max_tokens=options["max_tokens"], seed=options["seed"])[totals.identity["rows"] :]
-    rows = _at_most(inputs.corpus, rows, confirm_tokens)
+    rows = refinement_rows(inputs, totals)
     if not len(rows):
         log.warning("the dense pass took the whole text: nothing is left for its candidates; give more text or fewer --dense-tokens")
         return
@@ -81,6 +80,12 @@ def confirm(inputs: Inputs, *, progress: bool) -> None:
             progress=progress,
         )
     note_timings(inputs)
+
+
+def refinement_rows(inputs: Inputs, totals: Totals) -> NDArray[np.integer]:
+    """Rows that only the candidates are summed over: those after the dense pass's own."""
+    rows = choose_rows(inputs.corpus, max_tokens=inputs.options["max_tokens"], seed=inputs.options["seed"])
+    return _at_most(inputs.corpus, rows[totals.identity["rows"] :], inputs.options["confirm_tokens"])
 
 
 def held_out_rows(corpus: Tokens, *, seed: int) -> NDArray[np.integer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 
 from .. import results, universality, zoo
-from ..errors import InputError
+from ..errors import FileError, InputError
 from ..files import check_writable, read_json, write_json
 from ..models import Model, check_tokenizers, load_model
 from ..ops import PRECISIONS
 from ..sources import ModelSite
 from ..streaming import SourceShape
 from ..tokens import Tokens, load_tokens, tokenize
+
+log = logging.getLogger(__name__)
 
 TABLES = (f"{name}.parquet" for name in (*results.TABLES, "weights"))
 OURS = ("manifest.json", "totals", "candidates", "confirmation", "tokens", "tables", "figures", "claims.json", *TABLES)
@@ -97,6 +100,31 @@ def prepare(
         "chunk_tokens": chunk_tokens,
     }
     return Inputs(folder, sources, corpus, options, timings)
+
+
+def reopen(run: str | os.PathLike[str], models: Sequence[Any] | None, *, tokens: Any, device: str, trust_remote_code: bool) -> Inputs:
+    """Models, tokens and options of a run that was made before, each checked to be what its manifest says.
+
+    Raises:
+        FileError: there is no complete pass, or its models or tokens are not to be found.
+        InputError: models or tokens are not those of the run.
+    """
+    folder = Path(run)
+    if not (folder / "manifest.json").exists():
+        raise FileError(f"{folder} holds no complete pass (there is no manifest.json in it); `pyuniversal observe` makes one")
+    manifest = read_json(folder / "manifest.json")
+    options = manifest["options"] | {"device": resolve_device(device)}
+    named = [model["source"] for model in manifest["models"]]
+    log.info("models: %s", ", ".join(map(str, models or named)))
+    loaded = load_models(list(models or named), device=options["device"], dtype=options["dtype"], trust_remote_code=trust_remote_code)
+    if [model.weight_hash for model in loaded] != [model["weights"] for model in manifest["models"]]:
+        raise InputError(f"these models are not those of the run in {folder}: {', '.join(map(str, named))}, in this order, with the same weights and --dtype")
+    corpus = load_tokens(tokens if tokens is not None else manifest["tokens"]["path"])
+    if corpus.hash != manifest["tokens"]["hash"]:
+        raise InputError(f"{corpus.path} holds other tokens than the run in {folder} saw; name theirs with --tokens")
+    labels = [model["label"] for model in manifest["models"]]
+    sources = [ModelSite(m, site=options["site"], layers=options["layers"], name=label) for m, label in zip(loaded, labels, strict=True)]
+    return Inputs(folder, sources, corpus, options, {})
 
 
 def check_table(*, baseline: str, baseline_draws: int, top_k: int) -> None:

@@ -4,7 +4,7 @@ from .baseline import BASELINES, baseline, rotation
 from .confirm import CONFIRMED_COLUMNS, Replicates, confirmed, replicates
 from .correlate import Correlation, correlate
 from .jackknife import interval, jackknife_se
-from .partners import Best, depth, empty_matches, matches, partners, summaries
+from .partners import Best, depth, empty_matches, label, matches, partners, summaries, whole_side
 from .pooled import Pooled, r_pooled
 from .refine import refined
 from .rules import CORRELATION_COLUMNS, RULES, THRESHOLD, combine, is_universal
@@ -28,6 +28,7 @@ __all__ = [
     "interval",
     "is_universal",
     "jackknife_se",
+    "label",
     "matches",
     "partners",
     "r_pooled",
@@ -35,4 +36,5 @@ __all__ = [
     "replicates",
     "rotation",
     "summaries",
+    "whole_side",
 ]

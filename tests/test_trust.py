@@ -1,0 +1,150 @@
+"""What a run says of itself: confirmation on held-out documents, all pairs on a part of the text only, verification."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+
+import pyuniversal
+from pyuniversal import FileError, InputError, ModelSite, cli, load_model, load_tokens, tokenize
+from pyuniversal.stages.confirming import held_out_rows
+from pyuniversal.streaming import choose_rows
+from pyuniversal.streaming.chunks import gather, make_chunk
+
+COLUMNS = 3 * 40
+OPTIONS = {"chunk_tokens": 512, "baseline_draws": 2, "top_k": COLUMNS, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[Path]:
+    """b has the neurons of a but for a little noise, so that the best partners are no toss-up; c is a stranger."""
+    made = [tiny.gpt2(tmp_path_factory.mktemp("models") / name, seed=seed) for seed, name in enumerate("abc")]
+    from transformers import GPT2LMHeadModel
+
+    a, b = (GPT2LMHeadModel.from_pretrained(folder) for folder in made[:2])
+    generator = torch.Generator().manual_seed(5)
+    for mine, theirs in zip(b.parameters(), a.parameters(), strict=True):
+        mine.data = theirs.data + 0.03 * torch.randn(theirs.shape, generator=generator)
+    b.save_pretrained(made[1])
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory, folders) -> Path:
+    out = tmp_path_factory.mktemp("tokens")
+    tokenize(tiny.sentences(300, seed=1), load_model(folders[0]).tokenizer, out=out, row_tokens=32, progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(folders, tokens, tmp_path_factory) -> pyuniversal.Run:
+    return pyuniversal.run(folders, tokens=tokens, out=tmp_path_factory.mktemp("whole"), precision="float64", **OPTIONS)
+
+
+def seen_on(folders, tokens: Path, rows: np.ndarray) -> list[np.ndarray]:
+    """Activations of some rows over the token set r, float64 [tokens, columns] of each model."""
+    corpus = load_tokens(tokens)
+    chunk = make_chunk(corpus, rows, batch_tokens=512, device="cpu")
+    return [gather(ModelSite(load_model(f)), chunk)["mlp.post"][: chunk.ends[0]].double().numpy() for f in folders]
+
+
+def test_partners_are_confirmed_where_they_were_not_chosen(whole, folders, tokens):
+    corpus = load_tokens(tokens)
+    dense, held = choose_rows(corpus, max_tokens=None, seed=0), held_out_rows(corpus, seed=0)
+    assert not set(corpus.documents[held]) & set(corpus.documents[dense])
+    ninth = int(corpus.lengths[dense].sum()) // 9
+    held = held[: np.searchsorted(corpus.lengths[held].cumsum(), ninth, side="right")]
+    a, _, c = seen_on(folders, tokens, held)
+    r = np.corrcoef(a.T, c.T)[:COLUMNS, COLUMNS:]
+    best = whole.matches.query("model == 'a' and other == 'c' and rank == 0")
+    truth = r[best["layer"] * 40 + best["neuron"], best["partner_layer"] * 40 + best["partner_neuron"]]
+    np.testing.assert_allclose(best["r_confirmed"], truth, atol=1e-6)
+    assert (best["r_se"] > 0).all()
+    assert whole.matches.query("rank > 0")["r_confirmed"].isna().all()
+    own = whole.matches.query("model == 'a' and rank == 0").groupby(["layer", "neuron"])["r_confirmed"]
+    np.testing.assert_allclose(whole.neurons.loc["a", "mean_corr_confirmed"], own.mean(), atol=1e-12)
+    np.testing.assert_allclose(whole.neurons["excess_confirmed"], whole.neurons["mean_corr_confirmed"] - whole.neurons["mean_baseline"], atol=1e-12)
+    told = whole.summary()["models"]["a"]["confirmed"]
+    beyond = whole.neurons.loc["a", "excess_confirmed"] - 0.5
+    assert told == {"universal": (beyond > 0).sum(), "undecided": (beyond.abs() <= 2 * whole.neurons.loc["a", "excess_se"]).sum()}
+
+
+@pytest.mark.parametrize("precision", ["float64", "int8"])
+def test_all_pairs_on_a_part_of_the_text_and_the_best_on_the_rest(whole, folders, tokens, tmp_path, caplog, precision):
+    caplog.set_level("INFO")
+    run = pyuniversal.run(folders, tokens=tokens, out=tmp_path, precision=precision, dense_tokens=4_000, **OPTIONS)
+    corpus = load_tokens(tokens)
+    dense, everything = (choose_rows(corpus, max_tokens=limit, seed=0) for limit in (4_000, None))
+    rest = int(corpus.lengths[everything[len(dense) :]].sum())
+    assert rest > corpus.lengths[dense].sum()
+    cells, pairs = 3 * COLUMNS**2 + 3 * 3 * 40**2, 6 * COLUMNS * 16
+    assert f"{rest:,} further tokens for 16 candidates of every neuron: {2 * rest * pairs:.2e} operations instead of {2 * rest * cells:.2e}" in caplog.text
+    keys = ["model", "layer", "neuron", "other"]
+    both = run.matches.merge(whole.matches, on=[*keys, "partner_layer", "partner_neuron"], suffixes=("", "_whole"))
+    assert len(both) == len(run.matches) == 6 * COLUMNS * 16
+    error = both["r"] - both["r_whole"]
+    if precision == "float64":
+        assert error.abs().max() < 1e-6
+    else:
+        assert (error.abs() <= 6 * both["stderr"] + 1e-6).all()
+        assert 0.8 < (error / both["stderr"]).std() < 1.2
+    best, truth = (r.matches.query("rank == 0 and model != 'c' and other != 'c'").set_index(keys)[["partner_layer", "partner_neuron"]] for r in (run, whole))
+    assert (best == truth).all(axis=1).mean() > (0.999 if precision == "float64" else 0.98)
+
+
+def test_confirm_tokens_need_dense_tokens(folders, tokens, tmp_path):
+    with pytest.raises(InputError, match="say with --dense-tokens how many go through that"):
+        pyuniversal.run(folders, tokens=tokens, out=tmp_path, confirm_tokens=100, **OPTIONS)
+
+
+def test_verify_finds_what_was_changed(whole, folders, tokens, tmp_path):
+    found = pyuniversal.pipeline.verify(whole.path, progress=False)
+    assert found["failures"] == []
+    assert found["neurons"] == dict.fromkeys("abc", 8)
+    assert found["correlations"] == 6 * 8
+    assert found["largest_difference"] < 1e-5
+    path = whole.path / "matches.parquet"
+    kept = path.read_bytes()
+    matches = pd.read_parquet(path)
+    best = matches["rank"] == 0
+    matches.loc[best, "r"] -= 2e-4
+    matches.to_parquet(path, index=False)
+    result = CliRunner().invoke(cli.main, ["verify", str(whole.path), "--json", "--quiet"])
+    path.write_bytes(kept)
+    assert result.exit_code == 1
+    failures = json.loads(result.stdout)["failures"]
+    assert len(failures) == 6 * 8
+    assert all(" computed again" in words and " of a with L" in words for words in failures[:8])
+    victim = next((whole.path / "totals").glob("within-0-1*"))
+    kept = victim.read_bytes()
+    victim.write_bytes(kept[:-3] + bytes([kept[-3] ^ 1]) + kept[-2:])
+    with pytest.raises(FileError, match=rf"{victim.name} is damaged"):
+        pyuniversal.pipeline.verify(whole.path, progress=False)
+    victim.write_bytes(kept)
+
+
+def test_what_is_not_of_the_run_is_refused(whole, folders, tokens, tmp_path):
+    with pytest.raises(InputError, match=r"these models are not those of the run in .*, in this order"):
+        pyuniversal.pipeline.verify(whole.path, folders[::-1], progress=False)
+    other = tokenize(tiny.sentences(30, seed=9), load_model(folders[0]).tokenizer, out=tmp_path / "other", row_tokens=32, progress=False)
+    with pytest.raises(InputError, match="holds other tokens than the run in"):
+        pyuniversal.pipeline.confirm_stage(whole.path, tokens=other.path, progress=False)
+    with pytest.raises(FileError, match="holds no complete pass"):
+        pyuniversal.pipeline.confirm_stage(tmp_path, progress=False)
+
+
+def test_confirm_is_a_stage_of_its_own(whole, folders, tokens, tmp_path):
+    pyuniversal.observe_stage(folders, tokens=tokens, out=tmp_path, precision="float64", chunk_tokens=512, progress=False)
+    bare = pyuniversal.table_stage(tmp_path, baseline_draws=2, top_k=COLUMNS)
+    assert bare.neurons["excess_confirmed"].isna().all()
+    assert bare.summary()["models"]["a"]["confirmed"] is None
+    assert CliRunner().invoke(cli.main, ["confirm", str(tmp_path), "--quiet"]).exit_code == 0
+    again = pyuniversal.table_stage(tmp_path, baseline_draws=2, top_k=COLUMNS)
+    pd.testing.assert_frame_equal(again.neurons, whole.neurons)
