@@ -109,6 +109,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "baseline": {"type": click.Choice(["haar", "gaussian"]), "help": "Random rotation of the other model: orthogonal, or the paper's unit-norm rows."},
     "baseline_draws": {"type": click.IntRange(min=1), "help": "Rotations to average over."},
     "top_k": {"type": click.IntRange(min=1), "help": "Partners kept for every neuron and other model."},
+    "null_tokens": {"type": Count(), "help": "At most so many, and a quarter of the run's, with their documents re-paired: best r by chance."},
     "seed": {"type": int, "help": "Of every draw: order of rows, rounding, rotations."},
     "device": {"metavar": "DEVICE", "help": "cpu, cuda, cuda:1; auto is cuda where there is one."},
     "dtype": {"type": click.Choice(["float32", "bfloat16", "float16", "float64"]), "help": "What the models compute in."},
@@ -392,7 +393,10 @@ Examples:
 @takes(pipeline.confirm_stage)
 @talks
 def confirm(folder: str, models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Run held-out documents for the partners that the sums in the folder RUN choose; `table` takes the result into its tables. Part of `run`."""
+    """Confirm the partners that the sums in the folder RUN choose on held-out documents, and find what comes by chance.
+
+    `table` takes both into its tables. `run` does it by itself.
+    """
     _work(pipeline.confirm_stage, folder, list(models) or None, options=options, quiet=quiet)
     if as_json:
         _json({"path": folder})

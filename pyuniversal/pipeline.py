@@ -38,6 +38,7 @@ def run(
     baseline: str = "haar",
     baseline_draws: int = 5,
     top_k: int = 50,
+    null_tokens: int = 1_000_000,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "float32",
@@ -77,6 +78,7 @@ def run(
         baseline: "haar" (random orthogonal rotations) or "gaussian" (the paper's unit-norm Gaussian rows).
         baseline_draws: how many rotations; a pair's baseline is the mean over them.
         top_k: partners kept of every neuron in every other model.
+        null_tokens: at most so many tokens, and a quarter of the run's, are run again with their documents re-paired: what best r comes by chance alone.
         seed: of the order of rows, the held-out documents, the rounding and the rotations.
         device: "auto", "cpu", "cuda", ...
         dtype: what the models compute in.
@@ -124,6 +126,7 @@ def run(
     if dense_tokens is not None:
         stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
+    stages.chance(inputs, null_tokens=null_tokens, progress=progress)
     return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
 
 
@@ -253,16 +256,20 @@ def confirm_stage(
     models: Sequence[ModelLike] | None = None,
     *,
     tokens: str | os.PathLike[str] | None = None,
+    null_tokens: int = 1_000_000,
     device: str = "auto",
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> None:
-    """Run the models again on held-out documents for the partners that the sums in the folder `run` choose; `table_stage` then takes them into its tables.
+    """What `run` does with the models after the pass: confirm partners on held-out documents, and re-pair documents for what comes by chance.
+
+    It needs the sums in the folder `run`; `table_stage` then takes both into its tables.
 
     Args:
         run: folder of a complete pass.
         models: in the order of the run; those that its manifest names where None.
         tokens: folder of the run's tokens; where its manifest says where None.
+        null_tokens: as of `run`.
         device: as of `run`.
         trust_remote_code: let code from a model's folder run.
         progress: show progress bars.
@@ -277,6 +284,7 @@ def confirm_stage(
     if inputs.options["dense_tokens"] is not None:
         stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
+    stages.chance(inputs, null_tokens=null_tokens, progress=progress)
 
 
 def verify(

@@ -13,6 +13,7 @@ from . import report
 from .errors import FileError
 from .files import atomic, read_json
 from .totals import Totals
+from .universality import empty_nulls
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +55,11 @@ class Run:
         return read_table(self.path, "depth")
 
     @cached_property
+    def nulls(self) -> pd.DataFrame:
+        """Best r by chance, by model, layer and decile of the firing frequency; empty where no null was made. See `universality.nulls`."""
+        return read_table(self.path, "nulls") if (self.path / "nulls.parquet").exists() else empty_nulls()
+
+    @cached_property
     def claims(self) -> dict[str, Any]:
         """The study's claims on this run: statistic, interval and verdict of each; see `pyuniversal.report.claims`."""
         return dict(read_json(self.path / "claims.json"))
@@ -64,16 +70,16 @@ class Run:
         return Totals.load(self.path / "totals")
 
     def figure(self, name: str) -> Figure:
-        """Draw "layer_distribution", "universal_neurons_properties", "depth" or "claims" as a matplotlib Figure.
+        """Draw "layer_distribution", "universal_neurons_properties", "depth", "claims" or "null_by_firing" as a matplotlib Figure.
 
         Raises:
             InputError: there is no such figure.
         """
-        return report.draw(name, self.neurons, self.matches, self.depth, self.claims)
+        return report.draw(name, self.neurons, self.matches, self.depth, self.claims, self.nulls)
 
     def summary(self) -> dict[str, Any]:
         """Counts and means of every model; see `pyuniversal.report.summary`."""
-        return report.summary(self.neurons, self.manifest, self.claims)
+        return report.summary(self.neurons, self.manifest, self.claims, self.nulls)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -5,6 +5,7 @@ from .depth import depth
 from .figures import draw, save_figures
 from .forest import forest
 from .layers import layer_distribution
+from .null_by_firing import null_by_firing
 from .properties import properties
 from .summary import summary
 from .terminal import render, render_claims, render_plan
@@ -15,6 +16,7 @@ __all__ = [
     "draw",
     "forest",
     "layer_distribution",
+    "null_by_firing",
     "properties",
     "render",
     "render_claims",

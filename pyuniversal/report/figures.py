@@ -19,18 +19,19 @@ from . import quantities
 from .depth import depth
 from .forest import forest
 from .layers import layer_distribution
+from .null_by_firing import null_by_firing
 from .properties import properties
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("layer_distribution", "universal_neurons_properties", "depth", "claims")
+NAMES = ("layer_distribution", "universal_neurons_properties", "depth", "claims", "null_by_firing")
 DPI = 200
 
 logger = logging.getLogger(__name__)
 
 
-def draw(name: str, neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.DataFrame, claims: dict[str, Any]) -> Figure:
+def draw(name: str, neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.DataFrame, claims: dict[str, Any], nulls: pd.DataFrame) -> Figure:
     """The figure called `name`, one of `NAMES`, of a run's tables.
 
     Raises:
@@ -44,10 +45,19 @@ def draw(name: str, neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: p
         return depth(depth_table, neurons, matches)
     if name == "claims":
         return forest(claims)
+    if name == "null_by_firing":
+        return null_by_firing(neurons, nulls, matches)
     raise InputError(f"there is no figure {name!r}; choose one of {', '.join(NAMES)}")
 
 
-def save_figures(neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.DataFrame, claims: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def save_figures(
+    neurons: pd.DataFrame,
+    matches: pd.DataFrame,
+    depth_table: pd.DataFrame,
+    claims: dict[str, Any],
+    nulls: pd.DataFrame,
+    folder: str | os.PathLike[str],
+) -> list[Path]:
     """Draw every figure of a run as PNG of 200 dots an inch, each file whole or absent.
 
     Args:
@@ -55,10 +65,11 @@ def save_figures(neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.D
         matches: the matches table.
         depth_table: best partners counted by layer.
         claims: the claims.
+        nulls: best r by chance.
         folder: where to; made if absent.
 
     Returns:
-        layer_distribution.png, universal_neurons_properties.png, depth.png, claims.png; of a single model, which has no partners, neuron_properties.png alone.
+        A PNG for each of `NAMES`; of a single model, which has no partners, neuron_properties.png alone.
 
     Raises:
         FileError: the folder cannot be written.
@@ -72,6 +83,8 @@ def save_figures(neurons: pd.DataFrame, matches: pd.DataFrame, depth_table: pd.D
     for file, name in names.items():
         path = folder / f"{file}.png"
         with atomic(path) as temporary:
-            draw(name, neurons, matches, depth_table, claims).savefig(temporary, format="png", dpi=DPI, metadata={"Title": file, "Software": "pyuniversal"})
+            draw(name, neurons, matches, depth_table, claims, nulls).savefig(
+                temporary, format="png", dpi=DPI, metadata={"Title": file, "Software": "pyuniversal"}
+            )
         paths.append(path)
     return paths

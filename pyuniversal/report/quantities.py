@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from ..universality import firing_deciles
+
 LAYER = ["model", "layer"]
 
 
@@ -98,3 +100,25 @@ def row_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Per cent of each row's sum, float64; NaN in a row of zeros."""
     total = table.sum(axis=1)
     return 100.0 * table.div(total.where(total > 0), axis=0)
+
+
+def best_and_chance(neurons: pd.DataFrame, nulls: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
+    """Best r in the run beside best r by chance, both among the neurons of the one model that the null took as partner.
+
+    Args:
+        neurons: the neuron table: index (model, layer, neuron); columns sparsity, constant.
+        nulls: the table of nulls, by model, other, layer and decile of the firing frequency.
+        matches: the matches table; only its rank 0 is read.
+
+    Returns:
+        A row for each neuron that has both: model, other, layer, neuron, decile, firing (frequency), r (in [-1, 1]), p50 and p99 (of chance, of its layer and
+        decile).
+    """
+    own = neurons[["sparsity", "constant"]].reset_index()
+    firing = own["sparsity"].where(~own["constant"].astype(bool)).to_numpy(dtype=np.float64)
+    own = own.assign(firing=firing, decile=firing_deciles(firing, own.groupby(LAYER, sort=False).ngroup().to_numpy()))
+    best = matches.loc[matches["rank"] == 0, ["model", "other", "layer", "neuron", "r"]].astype({"model": object, "other": object})
+    found = own.merge(nulls[["model", "other", "layer", "decile", "p50", "p99"]], on=["model", "layer", "decile"]).merge(
+        best, on=["model", "other", "layer", "neuron"]
+    )
+    return found.assign(r=found["r"].clip(-1, 1))[["model", "other", "layer", "neuron", "decile", "firing", "r", "p50", "p99"]]

@@ -13,13 +13,15 @@ from . import quantities
 THRESHOLDS = (0.45, THRESHOLD, 0.55)  # the rule, and how much hangs on it
 
 
-def summary(neurons: pd.DataFrame, manifest: dict[str, Any], claims: dict[str, Any] | None = None) -> dict[str, Any]:
+def summary(neurons: pd.DataFrame, manifest: dict[str, Any], claims: dict[str, Any] | None = None, nulls: pd.DataFrame | None = None) -> dict[str, Any]:
     """What a run found.
 
     Args:
         neurons: the neuron table of all models: index (model, layer, neuron).
         manifest: the run's manifest; tokens, options and timings are taken over as they stand.
         claims: taken over.
+        nulls: best r by chance; `chance` has, for each decile of the firing frequency, the median over models and layers of its median and of its 99 % point,
+            and how many per cent of the neurons exceed the 99 % point of their own layer and decile.
 
     Returns:
         A dict that JSON can hold (None for what is not a number). `models` has for each label: layers, neurons, constant (neurons that never vary), rules
@@ -32,6 +34,8 @@ def summary(neurons: pd.DataFrame, manifest: dict[str, Any], claims: dict[str, A
     taken: dict[str, Any] = {key: manifest[key] for key in ("version", "tokens", "options", "timings") if key in manifest}
     if claims is not None:
         taken["claims"] = claims
+    if nulls is not None and len(nulls):
+        taken["chance"] = _chance(neurons, nulls)
     return {"models": {str(model): _model(neurons.xs(model, level="model", drop_level=False), len(models) - 1) for model in models}, **taken}
 
 
@@ -50,6 +54,18 @@ def _model(rows: pd.DataFrame, others: int) -> dict[str, Any]:
         "confirmed": _confirmed(rows),
         "mutual": int((mutual > 0).sum()),
         "mutual_everywhere": int((mutual == others).sum()) if others else 0,
+    }
+
+
+def _chance(neurons: pd.DataFrame, nulls: pd.DataFrame) -> dict[str, Any]:
+    """What best r comes by chance alone, by decile of the firing frequency."""
+    by_decile = nulls.groupby("decile")[["firing_low", "firing_high", "p50", "p99"]].median()
+    known = neurons["null_p99"].notna() & neurons["mean_corr"].notna()
+    return {
+        "tokens": int(nulls["tokens"].max()),
+        "draws": int(nulls["draws"].max()),
+        "deciles": {str(decile): {name: _number(value) for name, value in row.items()} for decile, row in by_decile.iterrows()},
+        "exceed": _number(100.0 * (neurons["mean_corr"] > neurons["null_p99"])[known].mean()),
     }
 
 

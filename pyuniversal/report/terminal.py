@@ -56,7 +56,8 @@ def render(summary: dict[str, Any]) -> RenderableType:
         reason = "One model alone has no partners: its correlations are empty. Moments, weights and vocabulary are in the table."
         return Group(table, reason, *_circumstances(summary))
     claims = [render_claims(summary["claims"])] if "claims" in summary else []
-    return Group(table, layers, *claims, *_circumstances(summary))
+    chance = [render_chance(summary["chance"])] if "chance" in summary else []
+    return Group(table, layers, *claims, *chance, *_circumstances(summary))
 
 
 def render_claims(claims: dict[str, Any]) -> RenderableType:
@@ -80,6 +81,23 @@ def render_claims(claims: dict[str, Any]) -> RenderableType:
             claim["verdict"],
             claim["reason"] + beside,
         )
+    return table
+
+
+def render_chance(chance: dict[str, Any]) -> RenderableType:
+    """Best r by chance as a table: a column a decile of the firing frequency."""
+    from rich.table import Table
+
+    title = f"Best r by chance ({chance['draws']} re-pairings of documents, {chance['tokens']:,} tokens), by decile of the firing frequency in the layer"
+    caption = f"medians over models and layers; {chance['exceed']:.1f} % of the neurons have a mean best r beyond the 99 % point of their own layer and decile"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("decile")
+    for decile in chance["deciles"]:
+        table.add_column(decile, justify="right")
+    values = chance["deciles"].values()
+    table.add_row("fires on % of tokens", *(f"{100 * v['firing_low']:.2g}-{100 * v['firing_high']:.2g}" for v in values))
+    table.add_row("median", *(f"{v['p50']:.3f}" for v in values))
+    table.add_row("99 % point", *(f"{v['p99']:.3f}" for v in values))
     return table
 
 

@@ -25,7 +25,7 @@ from ..tokens import Tokens, load_tokens, tokenize
 
 log = logging.getLogger(__name__)
 
-TABLES = (f"{name}.parquet" for name in (*results.TABLES, "weights"))
+TABLES = (f"{name}.parquet" for name in (*results.TABLES, "weights", "nulls"))
 OURS = ("manifest.json", "totals", "candidates", "confirmation", "tokens", "tables", "figures", "claims.json", *TABLES)
 
 

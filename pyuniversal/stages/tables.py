@@ -52,6 +52,8 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         by_model = {str(m): t.drop(columns=["model", "convention"]) for m, t in weights[weights["convention"] == kind].groupby("model", sort=False)}
         neurons = neuron_table(totals, matches, by_model, baselines, legacy=legacy)
         matches, neurons = _with_confirmation(folder / CONFIRMED, totals, matches, neurons, baselines)
+        nulls = results.read_table(folder, "nulls") if (folder / "nulls.parquet").exists() else universality.empty_nulls()
+        neurons["null_p99"] = np.concatenate([universality.null_p99(totals, nulls, i) for i in range(len(totals.sources))])
         depth = universality.depth(matches)
         for name, value in (("neurons", neurons.reset_index()), ("matches", matches), ("depth", depth)):
             results.write_table(folder, name, value)
@@ -61,7 +63,7 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         write_json(folder / "claims.json", claims)
     log.info("figures")
     with clock(timings, "figures"):
-        report.save_figures(neurons, matches, depth, claims, folder / "figures")
+        report.save_figures(neurons, matches, depth, claims, nulls, folder / "figures")
     options = {"baseline": baseline, "baseline_draws": baseline_draws, "top_k": top_k, "baseline_seed": seed, "legacy": legacy}
     manifest["options"] |= options
     write_json(folder / "manifest.json", manifest | {"timings": timings})

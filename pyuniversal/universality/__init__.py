@@ -4,6 +4,7 @@ from .baseline import BASELINES, baseline, rotation
 from .confirm import CONFIRMED_COLUMNS, Replicates, confirmed, replicates
 from .correlate import Correlation, correlate
 from .jackknife import interval, jackknife_se
+from .nulls import NULL_COLUMNS, empty_nulls, firing_deciles, null_p99, nulls
 from .partners import Best, depth, empty_matches, label, matches, partners, summaries, whole_side
 from .pooled import Pooled, r_pooled
 from .refine import refined
@@ -13,6 +14,7 @@ __all__ = [
     "BASELINES",
     "CONFIRMED_COLUMNS",
     "CORRELATION_COLUMNS",
+    "NULL_COLUMNS",
     "RULES",
     "THRESHOLD",
     "Best",
@@ -25,11 +27,15 @@ __all__ = [
     "correlate",
     "depth",
     "empty_matches",
+    "empty_nulls",
+    "firing_deciles",
     "interval",
     "is_universal",
     "jackknife_se",
     "label",
     "matches",
+    "null_p99",
+    "nulls",
     "partners",
     "r_pooled",
     "refined",
