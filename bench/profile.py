@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 import pyuniversal
-from pyuniversal import report, results, sources, stages, streaming, table, totals, universality, zoo
+from pyuniversal import report, results, sources, stages, streaming, totals, universality, zoo
 from pyuniversal.ops import _op
 
 from .trial import Setting, preferring
@@ -29,9 +29,12 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "quantize": ((streaming.one_pass, "pack"),),  # the keys of its dither
     "checkpoint": ((totals.Totals, "save"), (totals.Totals, "load")),
     "weight statistics": ((stages.passing, "_weights"),),
-    "baseline": ((table, "baseline"),),
+    "baseline": ((universality, "baseline"),),
     "assignment": ((universality.partners, "assign"),),
     "tables": ((universality, "matches"), (stages.tables, "neuron_table"), (stages.tables, "write_tables"), (results, "write_table")),
+    "confirmation": ((stages.confirming, "confirm_pass"),),
+    "null": ((universality, "nulls"),),
+    "claims": ((report, "claims"),),
     "figures": ((report, "save_figures"),),
     "loading": ((stages.inputs, "load_models"),),
 }

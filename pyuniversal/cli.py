@@ -282,7 +282,6 @@ Examples:
   pyuniversal run ./seed-a ./seed-b ./seed-c --text corpus.jsonl --out study
   pyuniversal run pythia-160m pythia-160m-seed1 --text NeelNanda/pile-10k --split train --max-tokens 10m
   pyuniversal run ./seed-a ./seed-b --tokens corpus-tokens --dense-tokens 10m --confirm-tokens 90m
-  pyuniversal run gpt2 distilgpt2 --text ./books --layers 2-5 --precision float64 --baseline-draws 10
   pyuniversal run ./seed-a ./seed-b --tokens corpus-tokens --json --quiet > summary.json"""
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
@@ -385,7 +384,7 @@ def table(folder: str, *, as_json: bool, quiet: bool, verbose: bool, **options: 
 @main.command(
     epilog="""\b
 Examples:
-  pyuniversal confirm study && pyuniversal table study
+  pyuniversal confirm study
   pyuniversal confirm study ./seed-a ./seed-b --tokens corpus-tokens"""
 )
 @click.argument("folder", metavar="RUN")

@@ -31,6 +31,7 @@ SUMMARY = {
             "mean_corr": 0.375,
             "mean_baseline": 0.125,
             "mean_excess": 0.25,
+            "confirmed": {"universal": 5, "undecided": 29},
             "mutual": 41,
             "mutual_everywhere": 17,
         }
@@ -125,7 +126,8 @@ def test_options_are_the_arguments_of_the_stage_and_defaults_its_own(calls, verb
 
 def test_everything_that_can_be_typed_arrives(calls):
     words = (
-        "run a b/c --text corpus.txt --tokens folder --out there --max-tokens 1.5k --row-tokens 128 --packing joined --split test --name en --column body "
+        "run a b/c --text corpus.txt --tokens folder --out there --max-tokens 1.5k --dense-tokens 1k --confirm-tokens 500 --null-tokens 2k "
+        "--row-tokens 128 --packing joined --split test --name en --column body "
         "--subset-column meta.set --layers 4-5,11 --site mlp.pre --precision float64 --baseline gaussian --baseline-draws 9 --top-k 3 --seed 7 --device cuda:1 "
         "--dtype bfloat16 --batch-tokens 2_048 --chunk-tokens 4k --storage sweeps --memory 1.5GB --legacy --trust-remote-code --overwrite --quiet"
     )
@@ -136,8 +138,8 @@ def test_everything_that_can_be_typed_arrives(calls):
     assert options == {
         "text": "corpus.txt", "tokens": "folder", "out": "there", "max_tokens": 1500, "row_tokens": 128, "packing": "joined", "split": "test", "name": "en",
         "column": "body", "subset_column": "meta.set", "layers": [4, 5, 11], "site": "mlp.pre", "precision": "float64", "baseline": "gaussian",
-        "baseline_draws": 9, "top_k": 3, "seed": 7, "device": "cuda:1", "dtype": "bfloat16", "batch_tokens": 2048, "chunk_tokens": 4000, "storage": "sweeps",
-            "memory": 1_500_000_000, "legacy": True,
+        "baseline_draws": 9, "top_k": 3, "null_tokens": 2000, "dense_tokens": 1000, "confirm_tokens": 500, "seed": 7, "device": "cuda:1", "dtype": "bfloat16",
+        "batch_tokens": 2048, "chunk_tokens": 4000, "storage": "sweeps", "memory": 1_500_000_000, "legacy": True,
         "trust_remote_code": True, "overwrite": True, "progress": False,
     }  # fmt: skip
 
@@ -185,7 +187,7 @@ def test_options_are_echoed_to_stderr_before_the_work(calls):
 def test_summary_is_the_result(calls):
     result = invoke("run", "a", "--out", "there")
     for words in (
-        "7 (3.50%)",
+        "7 (3.50%) │         5 │        29 │",
         "0.375",
         "0.125",
         "0: 6  1: 1",
@@ -361,7 +363,7 @@ def test_help_has_defaults_and_examples_that_parse():
     wide = CliRunner().invoke(cli.main, ["run", "--help"], terminal_width=200).stdout
     assert "goes on from it.  [default: universal-run]" in wide
     assert "[default: (every layer)]" in wide
-    assert list(cli.main.commands) == ["run", "tokens", "plan", "observe", "table", "show"]
+    assert list(cli.main.commands) == ["run", "tokens", "plan", "observe", "table", "confirm", "verify", "show"]
 
 
 def test_version(monkeypatch):

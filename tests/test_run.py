@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 import pyuniversal
 from pyuniversal import FileError, InputError, NotEnoughMemoryError, pipeline, zoo
+from pyuniversal.report.figures import NAMES
 from pyuniversal.streaming.chunks import choose_rows
 from pyuniversal.table import PAPER_COLUMNS
 from pyuniversal.universality import rotation
@@ -133,7 +134,7 @@ def test_precisions_against_float64(exact_run, tmp_path, precision):
 def test_folder_holds_what_the_readme_says(exact_run):
     table = pd.read_csv(exact_run.path / "tables" / "seed-3.csv", index_col=["layer", "neuron"])
     pd.testing.assert_frame_equal(table, exact_run.neurons.xs("seed-3"), rtol=1e-12)
-    assert {p.name for p in (exact_run.path / "figures").iterdir()} == {"layer_distribution.png", "universal_neurons_properties.png", "depth.png"}
+    assert {p.name for p in (exact_run.path / "figures").iterdir()} == {f"{name}.png" for name in NAMES}
     manifest = json.loads((exact_run.path / "manifest.json").read_text())
     assert manifest["options"] | {"max_tokens": TOKENS, "precision": "float64", "baseline_draws": DRAWS, "top_k": 50, "seed": 0} == manifest["options"]
     assert [m["label"] for m in manifest["models"]] == [f"seed-{n}" for n in range(5)]
@@ -142,7 +143,7 @@ def test_folder_holds_what_the_readme_says(exact_run):
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or manifest["versions"]["torch"] == torch.__version__
     assert len({m["weights"] for m in manifest["models"]}) == 5
     assert manifest["backends"] == {"moments_": "cpu", "quantize": "reference", "product_": "cpu", "summarize_correlation": "cpu", "histogram_": "cpu"}
-    assert list(manifest["timings"]) == ["models", "tokens", "pass", "weights", "table", "figures"]
+    assert list(manifest["timings"]) == ["models", "tokens", "pass", "weights", "confirm", "nulls", "table", "figures"]
 
 
 def test_baseline_spread_and_mean_over_draws(exact_run, judge):
@@ -194,6 +195,8 @@ class TestSmall:
             "stderr",
             "mutual",
             "assigned",
+            "r_confirmed",
+            "r_se",
         ]
         assert json.dumps(run.summary(), allow_nan=False)
 

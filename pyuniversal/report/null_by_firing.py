@@ -36,7 +36,7 @@ def null_by_firing(neurons: pd.DataFrame, nulls: pd.DataFrame, matches: pd.DataF
     """
     found = quantities.best_and_chance(neurons, nulls, matches)
     if not len(found):
-        return canvas.note("There is no null to draw:\none model alone has no partners, and one document alone no other to be paired with.")
+        return canvas.note("There is no null to draw: it was not made,\nor one model alone has no partners,\nor one document no other to be paired with.")
     models = list(dict.fromkeys(found["model"]))
     rows = math.ceil(len(models) / MOST_COLUMNS)
     columns = math.ceil(len(models) / rows)

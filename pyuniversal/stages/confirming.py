@@ -65,7 +65,7 @@ def confirm(inputs: Inputs, *, progress: bool) -> None:
     if not len(rows):
         log.warning("no document of %s was held out: nothing can be confirmed; *_confirmed and *_se stay empty. Give more documents.", corpus.path)
         return
-    found = universality.partners(totals, top_k=1, refined=universality.refined(totals, inputs.folder / REFINED))
+    found = universality.best_partners(totals, top_k=1, refined=universality.refined(totals, inputs.folder / REFINED))
     with clock(inputs.timings, "confirm"):
         confirm_pass(
             inputs.sources,

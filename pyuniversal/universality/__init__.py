@@ -5,7 +5,7 @@ from .confirm import CONFIRMED_COLUMNS, Replicates, confirmed, replicates
 from .correlate import Correlation, correlate
 from .jackknife import interval, jackknife_se
 from .nulls import NULL_COLUMNS, empty_nulls, firing_deciles, null_p99, nulls
-from .partners import Best, depth, empty_matches, label, matches, partners, summaries, whole_side
+from .partners import Best, best_partners, depth, empty_matches, label, matches, summaries, whole_side
 from .pooled import Pooled, r_pooled
 from .refine import refined
 from .rules import CORRELATION_COLUMNS, RULES, THRESHOLD, combine, is_universal
@@ -22,6 +22,7 @@ __all__ = [
     "Pooled",
     "Replicates",
     "baseline",
+    "best_partners",
     "combine",
     "confirmed",
     "correlate",
@@ -36,7 +37,6 @@ __all__ = [
     "matches",
     "null_p99",
     "nulls",
-    "partners",
     "r_pooled",
     "refined",
     "replicates",

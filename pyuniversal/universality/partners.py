@@ -57,7 +57,7 @@ def whole_side(totals: Totals, i: int) -> Tensor:
     return torch.stack([totals.site[i].field(name, "r") for name in ("count", "mean", "M2")])
 
 
-def partners(totals: Totals, *, top_k: int, refined: Mapping[tuple[int, int], Best] | None = None) -> dict[tuple[int, int], Best]:
+def best_partners(totals: Totals, *, top_k: int, refined: Mapping[tuple[int, int], Best] | None = None) -> dict[tuple[int, int], Best]:
     """(i, j) -> the best partners of the neurons of source i in source j, for every ordered pair; at most `top_k` of the `refined` ones where there are any."""
     if refined is not None:
         return {pair: Best(*(part[:, :top_k] for part in best)) for pair, best in refined.items()}
@@ -107,7 +107,7 @@ def match_pair(totals: Totals, i: int, j: int, ahead: Best, back: Best) -> pd.Da
 
 def matches(totals: Totals, *, top_k: int = 50, refined: Mapping[tuple[int, int], Best] | None = None) -> pd.DataFrame:
     """The long table of partners of all ordered pairs of models; see `match_pair` for its columns. Empty (with those columns) for a single model."""
-    found = partners(totals, top_k=top_k, refined=refined)
+    found = best_partners(totals, top_k=top_k, refined=refined)
     tables = [match_pair(totals, i, j, found[i, j], found[j, i]) for i, j in sorted(found)]
     return pd.concat(tables, ignore_index=True) if tables else empty_matches()
 

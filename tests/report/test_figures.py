@@ -15,12 +15,19 @@ from PIL import Image
 from scipy.stats import percentileofscore
 
 from pyuniversal.errors import FileError, InputError
-from pyuniversal.report import canvas, depth, draw, figures, layer_distribution, properties, save_figures
+from pyuniversal.report import canvas, claims, depth, draw, figures, layer_distribution, properties, save_figures
+from pyuniversal.universality import empty_matches, empty_nulls
 
 SMALL = [222, 244, 101, 110, 71, 72, 56, 112, 101, 142, 125, 177]
 PYTHIA = [64, 14, 19, 5, 27, 34, 43, 39, 67, 50, 50, 53]
 EMPTY = pd.DataFrame({"model": [], "other": [], "layer": [], "partner_layer": [], "neurons": []})
 WHOLE = ["model", "layer", "neuron", "other", "rank", "partner_layer"]
+
+
+def everything(make, layers, **options):
+    """All that `draw` takes, without a null."""
+    neurons, matches, table = tables(make, layers, **options)
+    return neurons, matches.assign(r=0.5), table, claims(neurons, matches), empty_nulls()
 
 
 def tables(make, layers, **options):
@@ -154,15 +161,15 @@ def test_one_model_alone_says_why_pictures_are_absent(single):
 
 def test_saving_one_model_alone_draws_its_properties_and_logs_the_rest(single, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        assert save_figures(single, EMPTY, EMPTY, tmp_path) == [tmp_path / "neuron_properties.png"]
+        assert save_figures(single, empty_matches(), EMPTY, claims(single, empty_matches()), empty_nulls(), tmp_path) == [tmp_path / "neuron_properties.png"]
     assert [file.name for file in tmp_path.iterdir()] == ["neuron_properties.png"]
     assert "one model alone has no partners" in caplog.text
 
 
 def test_save_figures(make, tmp_path):
-    run = tables(make, {"a": 2, "b": 2}, universal={"a": 9})
+    run = everything(make, {"a": 2, "b": 2}, universal={"a": 9})
     paths = save_figures(*run, tmp_path / "figures")
-    assert [path.name for path in paths] == ["layer_distribution.png", "universal_neurons_properties.png", "depth.png"]
+    assert [path.name for path in paths] == [f"{name}.png" for name in figures.NAMES]
     assert sorted(tmp_path.glob("figures/*")) == sorted(paths), "nothing half-written stays"
     for path in paths:
         with Image.open(path) as image:
@@ -172,7 +179,7 @@ def test_save_figures(make, tmp_path):
 
 
 def test_the_same_tables_give_the_same_bytes(make, tmp_path):
-    run = tables(make, {"a": 2, "b": 2}, universal={"a": 9})
+    run = everything(make, {"a": 2, "b": 2}, universal={"a": 9})
     for first, second in zip(save_figures(*run, tmp_path / "1"), save_figures(*run, tmp_path / "2"), strict=True):
         assert first.read_bytes() == second.read_bytes()
 
@@ -180,13 +187,16 @@ def test_the_same_tables_give_the_same_bytes(make, tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(make, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"file: .*Choose another one"):
-        save_figures(*tables(make, {"a": 1, "b": 1}), tmp_path / "file")
+        save_figures(*everything(make, {"a": 1, "b": 1}), tmp_path / "file")
 
 
 def test_draw_by_name(make):
-    run = tables(make, {"a": 2, "b": 2}, universal={"a": 9})
-    assert [draw(name, *run).axes[0].get_title()[:7] for name in figures.NAMES] == ["a\n9 of ", "", "all neu"]
-    with pytest.raises(InputError, match="no figure 'heat'; choose one of layer_distribution, universal_neurons_properties, depth"):
+    run = everything(make, {"a": 2, "b": 2}, universal={"a": 9})
+    names = ["layer_distribution", "universal_neurons_properties", "depth"]
+    assert [draw(name, *run).axes[0].get_title()[:7] for name in names] == ["a\n9 of ", "", "all neu"]
+    assert texts(draw("null_by_firing", *run))[0].startswith("There is no null to draw")
+    assert any("L2 penalty" in text or "l2_penalty" in text for text in texts(draw("claims", *run)))
+    with pytest.raises(InputError, match="no figure 'heat'; choose one of layer_distribution, universal_neurons_properties, depth, claims, null_by_firing"):
         draw("heat", *run)
 
 
@@ -210,9 +220,9 @@ def visible(figure):
 def test_nothing_is_cut_off_and_no_titles_collide(make, layers):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    neurons, matches, table = tables(make, layers, d_mlp=2, universal=dict.fromkeys(layers, 3))
+    run = everything(make, layers, d_mlp=2, universal=dict.fromkeys(layers, 3))
     for name in figures.NAMES:
-        figure = draw(name, neurons, matches, table)
+        figure = draw(name, *run)
         FigureCanvasAgg(figure).draw()
         drawn = visible(figure)
         for text, box in drawn.items():
