@@ -1,4 +1,4 @@
-"""`pyuniversal.run` as a whole at the shape of GPT2-small, against the study's algorithm and a competent one, on the same models and rows."""
+"""The pass and the tables of a run at the shape of GPT2-small, against the study's algorithm and a competent one, on the same models and rows."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ DOES = {
 }
 COUNTING = (
     "operations: 2 x neurons x neurons x correlated tokens of the product of the two models, nothing else. Models are in memory, tokens on disk before. Ours "
-    "is all of pyuniversal.run, with tables, figures, files and the baselines of both directions. Opponents see fewer tokens: the seconds of their passes are "
-    "multiplied by the ratio of tokens, those of their summaries are not. 'Without baseline' leaves out their second pass; ours keeps its baseline"
+    "is the pass and the tables of a run, with figures, files and the baselines of both directions, without confirmation and null, which the others do not "
+    "have. Opponents see fewer tokens: the seconds of their passes are multiplied by the ratio of tokens, those of their summaries are not. 'Without baseline' "
+    "leaves out their second pass; ours keeps its baseline"
 )
 
 
@@ -79,7 +80,11 @@ def _trial(setting: Setting, shape: Shape, study: Study, scratch: Path) -> Trial
         op="run",
         case=f"{shape.layers} layers of {shape.d_mlp}, d_model {shape.d_model}, 2 models, {rows.tokens} tokens",
         shape={"layers": shape.layers, "d_mlp": shape.d_mlp, "d_model": shape.d_model, "d_vocab": study.corpus.d_vocab, "tokens": rows.tokens, "kept": kept},
-        ours={ours: Contender(lambda: ours_on(study, scratch, setting), does="pyuniversal.run, int8, one rotation", split=lambda done: {ours: done[1]})},
+        ours={
+            ours: Contender(
+                lambda: ours_on(study, scratch, setting), does="observe_stage and table_stage, int8, one rotation", split=lambda done: {ours: done[1]}
+            )
+        },
         opponents={name: opponent(name) for name in OPPONENTS},
         check=lambda: agreement(scratch / "agreement", setting),
         bytes=None,
@@ -107,18 +112,10 @@ def make_study(folder: Path, shape: Shape, tokens: int, device: str) -> Study:
 def ours_on(study: Study, scratch: Path, setting: Setting, precision: str = "int8") -> tuple[Any, float]:
     """A finished run, and the seconds it took; its folder is gone, its tables are in memory."""
     with tempfile.TemporaryDirectory(dir=scratch) as out, preferring(setting.backend):
-        start = time.perf_counter()
-        run = pyuniversal.run(
-            study.models,
-            tokens=study.corpus.path,
-            out=Path(out) / "run",
-            max_tokens=study.max_tokens,
-            precision=precision,
-            baseline="gaussian",
-            baseline_draws=1,
-            device=setting.device,
-            progress=False,
-        )
+        start, folder = time.perf_counter(), Path(out) / "run"
+        options = {"max_tokens": study.max_tokens, "precision": precision, "device": setting.device, "progress": False}
+        pyuniversal.observe_stage(study.models, tokens=study.corpus.path, out=folder, **options)
+        run = pyuniversal.table_stage(folder, baseline="gaussian", baseline_draws=1)
         seconds = time.perf_counter() - start
         run.neurons, run.matches  # noqa: B018  # they are read when first asked for, and the folder goes
     return run, seconds

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 60.0
 SHARE = 0.05
+DISK = 2e8  # bytes a second, supposed until a save has shown what this disk does
 
 
 class Checkpoints:
@@ -30,7 +31,8 @@ class Checkpoints:
     def __init__(self, totals: Totals, out: str | os.PathLike[str] | None) -> None:
         self.totals, self.out = totals, out
         self.whole, self.terminated = True, False
-        self.saved, self.cost = time.monotonic(), 0.0
+        self.saved = time.monotonic()
+        self.cost: float | None = None
         self._handler: Any = None
 
     @contextmanager
@@ -43,7 +45,8 @@ class Checkpoints:
 
     def maybe_save(self) -> None:
         """Save if the last checkpoint is old enough."""
-        if time.monotonic() - self.saved > max(SECONDS, self.cost / SHARE):
+        cost = self.cost if self.cost is not None else self.totals.nbytes / DISK
+        if time.monotonic() - self.saved > max(SECONDS, cost / SHARE):
             self.save()
 
     def save(self) -> None:

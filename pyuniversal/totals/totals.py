@@ -121,6 +121,11 @@ class Totals:
         return all(len(held) == self.n_chunks for held in (*self.observed, *self.added.values()))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the products there are."""
+        return sum(product.total.nbytes for product in self.products.values())
+
+    @property
     def unsaved(self) -> bool:
         """Whether something was added since the last `save`."""
         return bool(self._dirty) or (self._ledger is not None and self._ledger.opened)

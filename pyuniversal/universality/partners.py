@@ -71,12 +71,12 @@ def label(source: SourceInfo, column: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.where(found, layers[np.where(found, column // source.width, 0)], -1), np.where(found, column % source.width, -1)
 
 
-def match_pair(totals: Totals, i: int, j: int, ahead: Best, back: Best) -> pd.DataFrame:
+def match_pair(totals: Totals, i: int, j: int, ahead: Best, back: Best, assigned: np.ndarray) -> pd.DataFrame:
     """Rows of `matches` for the neurons of source i among those of source j.
 
     Columns: model, layer, neuron, other, rank (0 = best), partner_layer, partner_neuron, r (raw: rounding noise may carry it beyond 1), stderr (of r, from the
     rounding of the operands), mutual (rank 0 both ways), assigned (this pair is in the one-to-one assignment with the largest sum of r on the graph of partners
-    kept in either direction; a pair that only the other side kept has no row here).
+    kept in either direction; `assigned` has it, column of j or -1; a pair that only the other side kept has no row here).
     """
     a, b = totals.sources[i], totals.sources[j]
     index = ahead.top_index.cpu().numpy()  # [neurons, k]
@@ -84,7 +84,6 @@ def match_pair(totals: Totals, i: int, j: int, ahead: Best, back: Best) -> pd.Da
     column, rank = np.repeat(np.arange(n), k), np.tile(np.arange(k), n)
     partner = index.ravel()
     best_back = back.top_index[:, 0].cpu().numpy()
-    assigned = assign(ahead, back)  # [neurons] -> column of j or -1
     layer, neuron = label(a, column)
     partner_layer, partner_neuron = label(b, partner)
     table = pd.DataFrame(
@@ -108,8 +107,19 @@ def match_pair(totals: Totals, i: int, j: int, ahead: Best, back: Best) -> pd.Da
 def matches(totals: Totals, *, top_k: int = 50, refined: Mapping[tuple[int, int], Best] | None = None) -> pd.DataFrame:
     """The long table of partners of all ordered pairs of models; see `match_pair` for its columns. Empty (with those columns) for a single model."""
     found = best_partners(totals, top_k=top_k, refined=refined)
-    tables = [match_pair(totals, i, j, found[i, j], found[j, i]) for i, j in sorted(found)]
+    assigned: dict[tuple[int, int], np.ndarray] = {}  # int64 [columns of i]: column of j, or -1
+    for i, j in totals.pairs():
+        assigned[i, j] = assign(found[i, j], found[j, i])
+        assigned[j, i] = _inverse(assigned[i, j], totals.sources[j].columns)
+    tables = [match_pair(totals, *pair, found[pair], found[pair[::-1]], assigned[pair]) for pair in sorted(found)]
     return pd.concat(tables, ignore_index=True) if tables else empty_matches()
+
+
+def _inverse(assigned: np.ndarray, columns: int) -> np.ndarray:
+    """Who is assigned to each of so many columns, -1 for nobody."""
+    inverse = np.full(columns, -1)
+    inverse[assigned[assigned >= 0]] = np.flatnonzero(assigned >= 0)
+    return inverse
 
 
 def empty_matches() -> pd.DataFrame:
