@@ -113,7 +113,7 @@ def ours_on(study: Study, scratch: Path, setting: Setting, precision: str = "int
     """A finished run, and the seconds it took; its folder is gone, its tables are in memory."""
     with tempfile.TemporaryDirectory(dir=scratch) as out, preferring(setting.backend):
         start, folder = time.perf_counter(), Path(out) / "run"
-        options = {"max_tokens": study.max_tokens, "precision": precision, "device": setting.device, "progress": False}
+        options: dict[str, Any] = {"max_tokens": study.max_tokens, "precision": precision, "device": setting.device, "progress": False}
         pyuniversal.observe_stage(study.models, tokens=study.corpus.path, out=folder, **options)
         run = pyuniversal.table_stage(folder, baseline="gaussian", baseline_draws=1)
         seconds = time.perf_counter() - start
