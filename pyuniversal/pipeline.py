@@ -126,7 +126,7 @@ def run(
     if dense_tokens is not None:
         stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
-    stages.chance(inputs, null_tokens=null_tokens, progress=progress)
+    stages.chance(inputs, null_tokens=null_tokens, memory=memory, progress=progress)
     return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
 
 
@@ -284,7 +284,7 @@ def confirm_stage(
     if inputs.options["dense_tokens"] is not None:
         stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
-    stages.chance(inputs, null_tokens=null_tokens, progress=progress)
+    stages.chance(inputs, null_tokens=null_tokens, memory=None, progress=progress)
 
 
 def verify(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from .. import results, universality
+from ..streaming import available_bytes
 from ..totals import Totals
 from .inputs import Inputs, clock, note_timings
 
@@ -13,7 +14,10 @@ log = logging.getLogger(__name__)
 SHARE = 4  # a null takes at most one in so many of the run's tokens: its three draws and its second forward pass would cost a short run more than the run
 
 
-def chance(inputs: Inputs, *, null_tokens: int, progress: bool) -> None:
+BUDGET = 4e9  # bytes that its products may take at most
+
+
+def chance(inputs: Inputs, *, null_tokens: int, memory: int | None, progress: bool) -> None:
     """Best r by chance, as a table in the run's folder; taken as it is where it is there."""
     totals = Totals.load(inputs.folder / "totals")
     tokens = min(null_tokens, max(totals.site[0].count("all") // SHARE, inputs.corpus.row_tokens))
@@ -25,6 +29,7 @@ def chance(inputs: Inputs, *, null_tokens: int, progress: bool) -> None:
             inputs.corpus,
             totals,
             null_tokens=tokens,
+            budget_bytes=min(BUDGET, available_bytes(inputs.options["device"], memory) / 4),
             precision=inputs.options["precision"],
             chunk_tokens=max(inputs.options["chunk_tokens"] // 2, inputs.corpus.row_tokens),
             batch_tokens=inputs.options["batch_tokens"],

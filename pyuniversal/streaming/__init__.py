@@ -7,7 +7,19 @@ from .chunks import choose_rows
 from .confirmation import confirm_pass, document_batches
 from .layout import SourceShape
 from .one_pass import observe
-from .plan import STORAGES, Plan, make_plan
+from .plan import STORAGES, Plan, available_bytes, make_plan
 from .repairing import Chance, best_by_chance
 
-__all__ = ["STORAGES", "Chance", "Plan", "SourceShape", "best_by_chance", "choose_rows", "confirm_pass", "document_batches", "make_plan", "observe"]
+__all__ = [
+    "STORAGES",
+    "Chance",
+    "Plan",
+    "SourceShape",
+    "available_bytes",
+    "best_by_chance",
+    "choose_rows",
+    "confirm_pass",
+    "document_batches",
+    "make_plan",
+    "observe",
+]

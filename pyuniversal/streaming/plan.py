@@ -111,11 +111,15 @@ class Plan:
         """Three ways to a smaller run, each with the memory it needs at least."""
         shapes = self.shapes
         fewer = tuple(replace(s, layers=max(1, s.layers // 2)) for s in shapes.sources)
+        short, shortest = (max(shapes.chunk_tokens // n, 512) for n in (4, 16))
         options = {
-            f"a shorter chunk (--chunk-tokens {max(shapes.chunk_tokens // 4, 512)})": replace(shapes, chunk_tokens=max(shapes.chunk_tokens // 4, 512)),
+            f"a shorter chunk (--chunk-tokens {short})": replace(shapes, chunk_tokens=short),
             f"half of the layers (--layers 0-{fewer[0].layers - 1})": replace(shapes, sources=fewer),
-            "two models at a time": replace(shapes, sources=tuple(sorted(shapes.sources, key=lambda s: s.columns)[-2:])),
         }
+        if len(shapes.sources) > 2:
+            options["two models at a time"] = replace(shapes, sources=tuple(sorted(shapes.sources, key=lambda s: s.columns)[-2:]))
+        else:
+            options[f"a very short one (--chunk-tokens {shortest})"] = replace(shapes, chunk_tokens=shortest)
         words = []
         for name, smaller in options.items():
             least = min(layout.memory_bytes for layout in layouts(smaller, memory=0, cuda=self.device != "cpu"))
@@ -170,7 +174,7 @@ def make_plan(
     shapes = Shapes(tuple(sources), precision, dtype, site, chunk_tokens, batch_tokens)
     work = _work(shapes, tokens, draws=baseline_draws, top_k=top_k)
     weights = 0.0 if loaded else float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
-    free = _free_bytes(device, memory) - weights
+    free = available_bytes(device, memory) - weights
     host, disk = float(psutil.virtual_memory().available), float(shutil.disk_usage(_existing(out)).free)
     rates = measure_rates(device, shapes) if measure else Rates()
     room = {"memory": free / SLACK, "host": host, "disk": disk}
@@ -227,8 +231,8 @@ def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int) -> float:
 STATE_OF_TABLE = 2 * 257 * 8  # histograms are read whole
 
 
-def _free_bytes(device: str, memory: int | None) -> float:
-    """Memory that the run may take on a device beyond what the process holds."""
+def available_bytes(device: str, memory: int | None) -> float:
+    """Memory that this process may take on a device beyond what it holds: what is free, or what a limit of `memory` bytes leaves."""
     free = free_bytes(device)
     if memory is None:
         return float(free)
