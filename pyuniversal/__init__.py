@@ -11,6 +11,7 @@ _PUBLIC = {
     "observe_stage": "pipeline",
     "table_stage": "pipeline",
     "open_run": "results",
+    "diff": "pipeline",
     "Run": "results",
     "correlate": "universality",
     "Correlation": "universality",

@@ -7,6 +7,7 @@ from .errors import PyUniversalError as PyUniversalError
 from .errors import Terminated as Terminated
 from .models import Model as Model
 from .models import load_model as load_model
+from .pipeline import diff as diff
 from .pipeline import observe_stage as observe_stage
 from .pipeline import plan as plan
 from .pipeline import run as run

@@ -165,7 +165,7 @@ class Verb(click.Command):
     """A command whose errors are told in words and whose interruption says what comes next."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb: exit code 1 for a PyUniversalError, 130 for Ctrl-C, 143 for SIGTERM; what nobody expected goes up with its traceback."""
+        """Run the verb: exit code 1 for a PyUniversalError (2 with --exit-code), 130 for Ctrl-C, 143 for SIGTERM; other errors go up with their traceback."""
         verbose, quiet = ctx.params.get("verbose", False), ctx.params.get("quiet", False)
         try:
             with _logging(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO):
@@ -174,7 +174,7 @@ class Verb(click.Command):
             if verbose:
                 traceback.print_exc()
             click.secho(f"Error: {error}", fg="red", err=True)
-            ctx.exit(1)
+            ctx.exit(2 if ctx.params.get("exit_code") else 1)  # 1 then says that two runs differ
         except KeyboardInterrupt as error:
             terminated = isinstance(error, Terminated)
             again = "The same command" + (" without --overwrite" if ctx.params.get("overwrite") else "")
@@ -440,3 +440,27 @@ Examples:
 def show(folder: str, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Print the summary of the finished run in the folder RUN."""
     _show(pipeline.open_run(folder), as_json=as_json, quiet=quiet)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal diff study study-again
+  pyuniversal diff study study-float64 --json > summary.json
+  pyuniversal diff study study-again --quiet --exit-code"""
+)
+@click.argument("first", metavar="RUN1")
+@click.argument("second", metavar="RUN2")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 where the runs differ, 0 where they do not, 2 where they cannot be compared.")
+@talks
+def diff(first: str, second: str, *, exit_code: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Say what differs between two finished runs: versions, models, tokens, options, and every number of their tables."""
+    found = pipeline.diff(first, second)
+    if as_json:
+        _json(found)
+    elif not quiet:
+        from .report import render_differences
+
+        _print(render_differences(found))
+    if exit_code and not found["identical"]:
+        click.get_current_context().exit(1)

@@ -320,6 +320,13 @@ def verify(
     return stages.verify(run, models, tokens=tokens, seed=seed, device=device, trust_remote_code=trust_remote_code, progress=progress)
 
 
+def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[str, Any]:
+    """What differs between two finished runs, from options to numbers; see `pyuniversal.comparison.compare`."""
+    from . import comparison
+
+    return comparison.compare(first, second)
+
+
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open the folder of a finished run; see `pyuniversal.results.open_run`."""
     from . import results

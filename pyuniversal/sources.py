@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .errors import InputError
+from .files import unsafe
 from .tokenizer_identity import tokenizer_hash
 
 SITES = ("mlp.post", "mlp.pre")
@@ -54,6 +55,8 @@ class ModelSite:
         self.layers = tuple(range(n_layers)) if layers is None else tuple(sorted(set(layers)))
         if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < n_layers:
             raise InputError(f"{model.label} has layers 0 to {n_layers - 1}, not all of {list(self.layers)}; choose others with --layers")
+        if name is not None and (problem := unsafe(name)):
+            raise InputError(f"a source cannot be called {name!r}, which {problem}: files are called by it; choose another name")
         self.model, self.site = model, site
         self.name, self.hash, self.width = name or model.label, model.weight_hash, model.config.d_mlp
 

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .files import atomic
+from .errors import InputError
+from .files import atomic, unsafe
 from .neurons import activation_columns, legacy_activation_columns
 from .totals import Totals
 from .universality import CORRELATION_COLUMNS, RULES, combine
@@ -58,8 +59,12 @@ def write_tables(neurons: pd.DataFrame, folder: str | os.PathLike[str]) -> list[
     """Write one CSV a model, `MODEL.csv`: layer, neuron, the paper's columns, ours; loads wherever the paper's files do.
 
     Raises:
+        InputError: a model is called as no file can be; nothing is written.
         FileError: the folder cannot be written.
     """
+    for model in neurons.index.unique("model"):
+        if problem := unsafe(model):
+            raise InputError(f"no table can be written for the model {model!r}, whose name {problem}; give it another label")
     paths = []
     for model, table in neurons.groupby(level="model", sort=False):
         path = Path(folder) / f"{model}.csv"

@@ -18,7 +18,7 @@ LAYERS = (
     "__init__ __main__",
     "cli",
     "pipeline",
-    "stages",
+    "comparison stages",
     "results",
     "report",
     "table",

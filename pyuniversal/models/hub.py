@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, InputError
-from ..files import read_json
+from ..files import check_fields, read_json, safe_name
 from .architectures import ARCHITECTURES, supported
 from .names import ALIASES
 
@@ -19,6 +21,11 @@ SMALL_FILES = [
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 ]  # fmt: skip
+# Far above any model that these architectures have been trained to.
+LARGEST = {
+    "num_hidden_layers": 1000, "hidden_size": 1 << 17, "num_attention_heads": 4096, "vocab_size": 1 << 24, "max_position_embeddings": 1 << 24,
+    "num_key_value_heads": 4096, "intermediate_size": 1 << 20, "n_inner": 1 << 20, "head_dim": 1 << 14,
+}  # fmt: skip
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = (
     "Pickled weights are not loaded, because loading them runs code. If you trust them, convert them once: "
@@ -65,9 +72,27 @@ def check_config(folder: Path, source: str) -> dict[str, Any]:
         raise FileError(f"{path} is missing: {source} is not a Hugging Face model folder. Save the model with save_pretrained(FOLDER) and pass FOLDER.")
     config = read_json(path)
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in ARCHITECTURES:
-        raise InputError(f"{source} is of type {kind!r} (in {path}), which pyuniversal does not know. Supported types: {supported()}.")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise InputError(f"{source} is of type {reprlib.repr(kind)} (in {path}), which pyuniversal does not know. Supported types: {supported()}.")
+    if config.get("quantization_config") is not None:
+        raise InputError(
+            f"{source} is quantised ({path} has a quantization_config), so its weights are not numbers as they stand. Use the model it was made from."
+        )
+    if (folder / "adapter_config.json").exists():  # with peft installed transformers would follow it, to a model elsewhere
+        raise InputError(f"{folder} holds an adapter of another model (adapter_config.json). Merge the two, save them with save_pretrained, and pass that.")
     return dict(config)
+
+
+def check_sizes(config: Any, path: Path) -> None:
+    """Check the sizes in a transformers configuration, before a model is made of them: a wrong digit must not cost all of the memory.
+
+    Raises:
+        FileError: a size is no number, or beyond that of any model there is.
+    """
+    for name, most in LARGEST.items():
+        size = getattr(config, name, None)
+        if not ((type(size) is int and 1 <= size <= most) or (size is None and name in ("num_key_value_heads", "intermediate_size", "n_inner", "head_dim"))):
+            raise FileError(f"{path} is damaged: its {name} is {reprlib.repr(size)}, not a number from 1 to {most:,}. Copy or download the model again.")
 
 
 def check_weights(folder: Path, source: str) -> None:
@@ -87,6 +112,17 @@ def check_weights(folder: Path, source: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise FileError(f"{path} is damaged ({error}). Copy or download the model again.") from error
+
+
+def weight_elements(folder: Path) -> int:
+    """How many numbers the safetensors of a folder hold, from their headers."""
+    from safetensors import safe_open
+
+    elements = 0
+    for name in _weight_files(folder):
+        with safe_open(folder / name, "pt") as file:
+            elements += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
+    return elements
 
 
 def download_small_files(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
@@ -141,7 +177,13 @@ def _fetch(source: str, patterns: list[str], revision: str | None) -> Path:
 
 def _weight_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
-    return sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    if not index.is_file():
+        return ["model.safetensors"]
+    files = check_fields(read_json(index), {"weight_map": "an object"}, index)["weight_map"].values()
+    names = sorted({safe_name(name, index) for name in files})
+    if not names or not all(name.endswith(".safetensors") for name in names):  # transformers opens what is called otherwise with torch.load
+        raise FileError(f"{index} is damaged, or names files that are no safetensors. Copy or download the model again.")
+    return names
 
 
 def _conversion(name: str) -> str | None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import FileError, InputError
+from ..errors import FileError, InputError, PyUniversalError
+from ..files import sha256, unsafe
 from .base import Model, ModelConfig
 from .hf import HFModel, find_architecture, read_config
-from .hub import find_config, find_folder
+from .hub import check_sizes, find_config, find_folder, weight_elements
 from .lens import BridgeModel, HookedModel
 from .selfcheck import TOLERANCE, check_model
 from .tokenizers import load_tokenizer
@@ -22,6 +23,7 @@ from .tokenizers import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LONGEST_LABEL = 100
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 
@@ -71,15 +73,22 @@ def load_config(model: str | os.PathLike[str] | object, *, revision: str | None 
         InputError: no such model, or an unknown architecture.
         FileError: config.json is missing or damaged.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     if not isinstance(model, str | os.PathLike):
         return load_model(model).config
     folder = find_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    return _sizes(folder, os.fspath(model), trust_remote_code)[1]
+
+
+def _sizes(folder: Path, source: str, trust_remote_code: bool) -> tuple[Any, ModelConfig]:
+    """transformers' configuration of a folder, and ours, read off a model without memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     with _readable(folder), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-        module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return read_config(module, find_architecture(config, os.fspath(model)))
+        check_sizes(config, folder / "config.json")
+        # named, because a configuration may name a kernel on the hub, which would be fetched and run
+        module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=trust_remote_code)
+        return config, read_config(module, find_architecture(config, source))
 
 
 def _from_folder(
@@ -89,10 +98,16 @@ def _from_folder(
 
     source = os.fspath(model)
     folder = find_folder(model, revision=revision, trust_remote_code=trust_remote_code)
+    config, sizes = _sizes(folder, source, trust_remote_code)
+    if sizes.n_params > 2 * (held := weight_elements(folder)):  # before transformers makes room for what is missing
+        raise FileError(
+            f"the safetensors in {folder} hold {held:,} numbers, and config.json describes a model of {sizes.n_params:,}. Copy or download the model again."
+        )
     tokenizer = load_tokenizer(tokenizer if tokenizer is not None else folder, source=source, trust_remote_code=trust_remote_code)
     with _readable(folder), _no_progress_bars():
         module, report = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
@@ -132,8 +147,11 @@ WRAPPERS: dict[str, Any] = {"TransformerBridge": BridgeModel, "HookedTransformer
 
 
 def safe_label(name: str) -> str:
-    """`name` as a file name: whatever is no letter, digit, dot, dash or underscore becomes "_"."""
-    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).strip(".") or "model"
+    """`name` as a file name on every system: whatever is no letter, digit, dot, dash or underscore becomes "_"; a long one ends in a hash of the whole."""
+    label = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".-").rstrip(".") or "model"
+    if len(label) > LONGEST_LABEL:
+        label = f"{label[: LONGEST_LABEL - 9]}-{sha256(name)[:8]}"
+    return f"_{label}" if unsafe(label) else label  # con, nul, aux.v2: devices on Windows
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -160,7 +178,9 @@ def _readable(folder: Path) -> Iterator[None]:
     """Turn what transformers says about a folder's files into an error that names the folder."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except PyUniversalError:
+        raise
+    except Exception as error:  # on a damaged configuration transformers and torch raise anything
         raise FileError(f"the model in {folder} does not load: {error}. Copy or download it again.") from error
 
 

@@ -31,6 +31,10 @@ def check_model(model: Model) -> None:
     tokens = probe_tokens(model)
     _check_outputs(model, tokens)
     logits = model.logits(tokens)
+    if not logits.isfinite().all():
+        raise ActivationError(
+            f"{model.label}: the logits of eight ordinary tokens are NaN or Inf. Look for them in its weights, or load it in a wider dtype than {model.dtype}."
+        )
     for layer in sorted({model.config.n_layers // 2, model.config.n_layers - 1}):
         _check_edit(model, layer, tokens, logits)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import FileError, InputError
+from ..files import reading
 from ..tokenizer_identity import describe_difference, tokenizer_hash
 from .base import Model
 from .hub import download_small_files
@@ -43,9 +44,12 @@ def load_tokenizer(tokenizer: Any, *, source: str | None = None, trust_remote_co
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{source or tokenizer} has no tokenizer: {folder} holds none of {', '.join(TOKENIZER_FILES)}. {REMEDY}.")
     try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise InputError(f"the tokenizer in {folder} does not load ({error}). {REMEDY}.") from error
+        with reading(folder, REMEDY):
+            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+            loaded.encode("a\n", add_special_tokens=False)  # much that is wrong shows when it is used
+    except FileError as error:
+        said = str(error.__cause__).strip().partition("\n")[0]
+        raise InputError(f"the tokenizer in {folder} does not load ({said}). {REMEDY}.") from error.__cause__
     return loaded
 
 

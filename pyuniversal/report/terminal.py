@@ -32,6 +32,7 @@ SIZES = {
 def render(summary: dict[str, Any]) -> RenderableType:
     """What `summary` returned, as tables."""
     from rich.console import Group
+    from rich.markup import escape
     from rich.table import Table
 
     title = f"Universal neurons (mean r - mean baseline > {THRESHOLD})"
@@ -43,7 +44,7 @@ def render(summary: dict[str, Any]) -> RenderableType:
         main, strict, loose = (values["rules"][rule] for rule in RULES)
         confirmed = values["confirmed"]
         table.add_row(
-            model,
+            escape(model),
             f"{values['neurons']:,}",
             f"{main['0.5']:,} ({main['0.5'] / values['neurons']:.2%})",
             *("-" if confirmed is None else f"{confirmed[name]:,}" for name in ("universal", "undecided")),
@@ -51,7 +52,7 @@ def render(summary: dict[str, Any]) -> RenderableType:
             *("-" if value is None else f"{value:.3f}" for value in (values["mean_corr"], values["mean_baseline"])),
             f"{values['mutual']:,}",
         )
-        layers.add_row(model, "  ".join(f"{layer}: {counts['universal']:,}" for layer, counts in values["by_layer"].items()))
+        layers.add_row(escape(model), "  ".join(f"{layer}: {counts['universal']:,}" for layer, counts in values["by_layer"].items()))
     if len(summary["models"]) == 1:
         reason = "One model alone has no partners: its correlations are empty. Moments, weights and vocabulary are in the table."
         return Group(table, reason, *_circumstances(summary))
@@ -62,6 +63,7 @@ def render(summary: dict[str, Any]) -> RenderableType:
 
 def render_claims(claims: dict[str, Any]) -> RenderableType:
     """What `claims` returned, as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
     title = f"Claims about universal neurons ({claims['level']:.0%} intervals)"
@@ -73,13 +75,13 @@ def render_claims(claims: dict[str, Any]) -> RenderableType:
         everyone = claim.get("all_neurons", {"value": None})
         beside = "" if everyone["value"] is None else f" (over all neurons {everyone['value']:+.2f}, {_interval(everyone)})"
         table.add_row(
-            f"{claim['name']} {claim['direction']}",
+            escape(f"{claim['name']} {claim['direction']}"),
             "-" if claim["value"] is None else f"{claim['value']:+.2f}",
             _interval(claim),
             f"{claim['universal']:,}",
             f"{claim['layers_agree']} of {claim['layers_counted']}",
             claim["verdict"],
-            claim["reason"] + beside,
+            escape(claim["reason"] + beside),
         )
     return table
 
@@ -105,13 +107,15 @@ def _interval(effect: dict[str, Any]) -> str:
     return "-" if effect["low"] is None else f"{effect['low']:+.2f} to {effect['high']:+.2f}"
 
 
-def _circumstances(summary: dict[str, Any]) -> list[str]:
+def _circumstances(summary: dict[str, Any]) -> list[RenderableType]:
     """One line on what the numbers rest on."""
     if "tokens" not in summary:
         return []
+    from rich.text import Text
+
     options, tokens, seconds = summary["options"], summary["tokens"]["correlated"], sum(summary["timings"].values())
     draws = f"{options['baseline']} baseline of {options['baseline_draws']} draw{'' if options['baseline_draws'] == 1 else 's'}"
-    return [f"{tokens:,} tokens correlated, {options['precision']} on {options['device']}, seed {options['seed']}, {draws}, {_time(seconds)}"]
+    return [Text(f"{tokens:,} tokens correlated, {options['precision']} on {options['device']}, seed {options['seed']}, {draws}, {_time(seconds)}")]
 
 
 def render_plan(plan: dict[str, Any]) -> RenderableType:

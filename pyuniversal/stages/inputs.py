@@ -16,7 +16,7 @@ import torch
 
 from .. import results, universality, zoo
 from ..errors import FileError, InputError
-from ..files import check_writable, read_json, write_json
+from ..files import check_fields, check_writable, read_json, write_json
 from ..models import Model, check_tokenizers, load_model
 from ..ops import PRECISIONS
 from ..sources import ModelSite
@@ -112,8 +112,10 @@ def reopen(run: str | os.PathLike[str], models: Sequence[Any] | None, *, tokens:
     folder = Path(run)
     if not (folder / "manifest.json").exists():
         raise FileError(f"{folder} holds no complete pass (there is no manifest.json in it); `pyuniversal observe` makes one")
-    manifest = read_json(folder / "manifest.json")
-    options = manifest["options"] | {"device": resolve_device(device)}
+    manifest = results.read_manifest(folder)
+    kinds = dict.fromkeys(("site", "dtype"), "a name") | dict.fromkeys(("chunk_tokens", "batch_tokens"), "a whole number")
+    kinds |= dict.fromkeys(("max_tokens", "dense_tokens", "confirm_tokens"), "a whole number or null")
+    options = check_fields(manifest["options"], kinds, f"options of {folder / 'manifest.json'}") | {"device": resolve_device(device)}
     named = [model["source"] for model in manifest["models"]]
     log.info("models: %s", ", ".join(map(str, models or named)))
     loaded = load_models(list(models or named), device=options["device"], dtype=options["dtype"], trust_remote_code=trust_remote_code)
@@ -162,11 +164,11 @@ def load_models(models: Sequence[Any] | None, **options: Any) -> list[Model]:
 
 
 def unique_names(labels: Sequence[str]) -> list[str]:
-    """The labels, those that stand twice with a number behind: a, a-2."""
+    """The labels, those that stand twice with a number behind: a, a-2. A and a are twice the same: on some file systems they are one file."""
     names: list[str] = []
     for label in labels:
         number, name = 1, label
-        while name in names:
+        while name.casefold() in [known.casefold() for known in names]:
             number += 1
             name = f"{label}-{number}"
         names.append(name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import report, results, universality
 from ..errors import FileError
-from ..files import read_json, write_json
+from ..files import safe_name, within, write_json
 from ..table import neuron_table, write_tables
 from ..totals import Confirmation, Totals
 from ..totals.confirmation import LEDGER
@@ -31,11 +31,16 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
     check_table(baseline=baseline, baseline_draws=baseline_draws, top_k=top_k)
     if not (folder / "manifest.json").exists():
         raise FileError(f"{folder} holds no complete pass (there is no manifest.json in it); `pyuniversal observe` makes one")
-    manifest = read_json(folder / "manifest.json")
+    manifest = results.read_manifest(folder)
     totals = Totals.load(folder / "totals")
+    for source in totals.sources:
+        safe_name(source.name, folder / "totals" / "ledger.json")
+    if [source.name for source in totals.sources] != [model["label"] for model in manifest["models"]]:
+        raise FileError(f"manifest.json and totals in {folder} are of different models: repeat the command that started the run")
+    tables, figures = within(folder, "tables"), within(folder, "figures")
     if not totals.complete:
         raise FileError(f"the pass in {folder} is at chunk {len(totals.chunks)} of {totals.n_chunks}: repeat the command that started it")
-    timings = {k: v for k, v in manifest.get("timings", {}).items() if k not in ("table", "figures")}
+    timings = {k: v for k, v in manifest["timings"].items() if k not in ("table", "figures")}
     # Until the end the run counts as unfinished: a kill must not leave tables of two kinds that look like one.
     write_json(folder / "manifest.json", manifest | {"timings": timings})
     if len(totals.sources) > 1 and totals.tokens < FEW_TOKENS:
@@ -47,9 +52,7 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         matches = universality.matches(totals, top_k=top_k, refined=universality.refined(totals, folder / REFINED))
         with torch.inference_mode():
             baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed)
-        weights = results.read_table(folder, "weights")
-        kind = "legacy" if legacy else "corrected"
-        by_model = {str(m): t.drop(columns=["model", "convention"]) for m, t in weights[weights["convention"] == kind].groupby("model", sort=False)}
+        by_model = _weights(folder, totals, "legacy" if legacy else "corrected")
         neurons = neuron_table(totals, matches, by_model, baselines, legacy=legacy)
         matches, neurons = _with_confirmation(folder / CONFIRMED, totals, matches, neurons, baselines)
         nulls = results.read_table(folder, "nulls") if (folder / "nulls.parquet").exists() else universality.empty_nulls()
@@ -57,13 +60,13 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         depth = universality.depth(matches)
         for name, value in (("neurons", neurons.reset_index()), ("matches", matches), ("depth", depth)):
             results.write_table(folder, name, value)
-        write_tables(neurons, folder / "tables")
+        write_tables(neurons, tables)
         n_layers = {model["label"]: model["config"]["n_layers"] for model in manifest["models"]}
         claims = report.claims(neurons, matches, n_layers=n_layers, seed=seed)
         write_json(folder / "claims.json", claims)
     log.info("figures")
     with clock(timings, "figures"):
-        report.save_figures(neurons, matches, depth, claims, nulls, folder / "figures")
+        report.save_figures(neurons, matches, depth, claims, nulls, figures)
     options = {"baseline": baseline, "baseline_draws": baseline_draws, "top_k": top_k, "baseline_seed": seed, "legacy": legacy}
     manifest["options"] |= options
     write_json(folder / "manifest.json", manifest | {"timings": timings})
@@ -75,7 +78,7 @@ def _with_confirmation(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both tables with what the held-out documents say; empty columns where nothing was confirmed."""
     state = Confirmation.load(folder) if (folder / LEDGER).exists() else None
-    if state is not None and (state.missing() or state.sources != totals.sources):
+    if state is not None and (state.missing() or state.sources != totals.sources or set(state.pairs) != set(baselines)):
         log.warning("%s is not complete, or of other models: nothing is taken from it; repeat the command that started the run", folder)
         state = None
     if state is None:
@@ -86,3 +89,16 @@ def _with_confirmation(
     pairs = pairs.assign(rank=np.int16(0), **{key: pd.Categorical(pairs[key], categories=names) for key in ("model", "other")})
     joined = matches.merge(pairs, how="left", on=[*keys, "rank"], validate="one_to_one")
     return joined, neurons.join(columns)
+
+
+def _weights(folder: Path, totals: Totals, convention: str) -> dict[str, pd.DataFrame]:
+    """What the pass left of the weights, in one convention: label -> a row a neuron."""
+    table = results.read_table(folder, "weights")
+    parts = {str(m): t.drop(columns=["model", "convention"]) for m, t in table[table["convention"] == convention].groupby("model", sort=False, observed=True)}
+    for source in totals.sources:
+        if (found := len(parts.get(source.name, ()))) != source.columns:
+            raise FileError(
+                f"{folder / 'weights.parquet'} holds {found} neurons of {source.name}, not {source.columns}: it is of another run. Repeat the command that "
+                "started this one"
+            )
+    return parts

@@ -23,12 +23,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import FileError, InputError
-from ..files import read_json
+from ..files import check_fields, read_json, reading
 from .rows import PACKINGS, Ints, Layout
 
 FORMAT, VERSION = "pyuniversal tokens", 1
 MANIFEST, IDS, ROWS, DOCUMENTS, PARTIAL = "tokens.json", "tokens.npy", "rows.parquet", "documents.parquet", ".partial"
 KEYS = ("hash", "tokenizer_hash", "bos", "newline", "d_vocab", "row_tokens", "packing", "rows", "tokens", "documents", "source")
+KINDS = dict.fromkeys(("hash", "tokenizer_hash", "packing"), "text") | {"newline": "a whole number or null", "source": "an object"}
+KINDS |= dict.fromkeys(("bos", "d_vocab", "row_tokens", "rows", "tokens", "documents"), "a whole number")
 AGAIN = "tokenise the text again into another folder"
 AT_ONCE = 16384  # rows that are looked at together where all are
 
@@ -187,45 +189,52 @@ def _read_manifest(file: Path) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in manifest]
     if missing or manifest["packing"] not in PACKINGS:
         raise FileError(f"{file} is damaged ({'no ' + ', '.join(missing) if missing else 'unknown packing'}); {AGAIN}")
+    check_fields(manifest, KINDS, file)
+    if manifest["row_tokens"] < 2 or not max(manifest["bos"], manifest["newline"] or 0) < manifest["d_vocab"] <= 2**32:
+        raise FileError(f"{file} is damaged (bos and newline are no ids below d_vocab, or rows have no room for a token); {AGAIN}")
     return manifest
 
 
 def _read_ids(file: Path, shape: tuple[int, int]) -> NDArray[np.unsignedinteger]:
-    try:
+    with reading(file, AGAIN):
         ids = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise FileError(f"{file} is missing; {AGAIN}") from error
-    except (OSError, ValueError, EOFError) as error:  # cut short, or not an array
-        raise FileError(f"{file} is damaged ({error}); {AGAIN}") from error
+    if not isinstance(ids, np.ndarray):  # an archive of arrays
+        raise FileError(f"{file} is damaged (it holds no array); {AGAIN}")
     if ids.shape != shape or ids.dtype not in (np.dtype("<u2"), np.dtype("<u4")):
         raise FileError(f"{file} holds {ids.dtype} {list(ids.shape)}, its manifest says {list(shape)}; {AGAIN}")
     return ids
 
 
-def _read_table(file: Path) -> pa.Table:
-    try:
-        return pq.read_table(file)
-    except FileNotFoundError as error:
-        raise FileError(f"{file} is missing; {AGAIN}") from error
-    except (OSError, pa.ArrowException) as error:
-        raise FileError(f"{file} is damaged ({error}); {AGAIN}") from error
+def _read_table(file: Path, what: str, count: int, columns: set[str]) -> pa.Table:
+    """The whole table; its size and columns are looked at first, for a few bytes can say that there are billions of rows."""
+    with reading(file, AGAIN), pq.ParquetFile(file) as parquet:
+        rows, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+        if rows != count or columns - set(names) or len(set(names)) != len(names):
+            needed = ", ".join(sorted(columns))
+            raise FileError(f"{file} holds {rows} {what} {', '.join(names)}, its manifest says {count} with {needed}; {AGAIN}")
+        table = parquet.read()
+        table.validate(full=True)  # strings that are none, and lengths that lie
+        if table.num_rows != count:
+            raise FileError(f"{file} is damaged (it says {count} rows and holds {table.num_rows}); {AGAIN}")
+    return table
 
 
 def _read_documents(file: Path, count: int) -> pd.DataFrame:
-    table = _read_table(file)
-    if table.num_rows != count or "subset" not in table.column_names:
-        raise FileError(f"{file} holds {table.num_rows} documents with {', '.join(table.column_names)}, its manifest says {count} with subset; {AGAIN}")
-    # strings as Python objects, so that what is unknown is None in every version of pandas
-    columns = zip(table.column_names, table.columns, strict=True)
-    values = {name: pd.Series(c.to_pylist(), dtype=object) if pa.types.is_string(c.type) else c.to_pandas() for name, c in columns}
-    return pd.DataFrame(values, index=pd.RangeIndex(count, name="document"))
+    table = _read_table(file, "documents with", count, {"subset"})
+    with reading(file, AGAIN):
+        table = table.set_column(table.column_names.index("subset"), "subset", table["subset"].cast(pa.string()))
+        # strings as Python objects, so that what is unknown is None in every version of pandas
+        columns = zip(table.column_names, table.columns, strict=True)
+        values = {name: pd.Series(c.to_pylist(), dtype=object) if pa.types.is_string(c.type) else c.to_pandas() for name, c in columns}
+        return pd.DataFrame(values, index=pd.RangeIndex(count, name="document"))
 
 
 def _read_rows(file: Path, manifest: dict[str, Any]) -> Layout:
-    table = _read_table(file)
-    if {"document", "start", "length"} - set(table.column_names) or table.num_rows != manifest["rows"]:
-        raise FileError(f"{file} holds {table.num_rows} rows of {', '.join(table.column_names)}, its manifest says {manifest['rows']}; {AGAIN}")
-    lengths, documents, starts = (table[name].to_numpy().astype(np.int32) for name in ("length", "document", "start"))
+    table = _read_table(file, "rows of", manifest["rows"], {"document", "start", "length"})
+    with reading(file, AGAIN):
+        if any(table[name].null_count for name in ("length", "document", "start")):
+            raise FileError(f"{file} is damaged (a row without length, document or start); {AGAIN}")
+        lengths, documents, starts = (table[name].cast(pa.int32()).to_numpy() for name in ("length", "document", "start"))
     sound = (lengths >= 2).all() and (lengths <= manifest["row_tokens"]).all() and (starts >= 0).all() and (np.diff(documents) >= 0).all()
     if not sound or documents.min(initial=0) < 0 or documents.max(initial=-1) >= manifest["documents"] or lengths.sum(dtype=np.int64) != manifest["tokens"]:
         raise FileError(f"{file} does not fit its manifest (lengths, documents or starts out of range, or {manifest['tokens']} tokens expected); {AGAIN}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileError, InputError
+from ..errors import FileError, InputError, PyUniversalError
+from ..files import check_fields, read_json, safe_name
 from .documents import Corpus, Document, as_subset, as_text, missing_column, pick
 from .text_files import identity_of
 
@@ -67,12 +68,22 @@ class DatasetCorpus(Corpus):
             wanted = [column for column in (self.column, self.subset_column) if column is not None]
             dataset = dataset.select_columns(list({column if column in dataset.column_names else column.split(".")[0] for column in wanted}))
         name_of = getattr((dataset.features or {}).get(self.subset_column), "int2str", None)  # class labels by their names
-        for record in dataset:
+        for record in self._records(dataset):
             where = f"document {self._taken} of {self.label}"
             text = as_text(pick(record, self.column, where), f"{where}, column {self.column!r},")
             subset = None if self.subset_column is None else pick(record, self.subset_column, where)
             self._taken += 1
             yield Document(text, as_subset(name_of(subset) if name_of and subset is not None else subset))
+
+    def _records(self, dataset: Any) -> Iterator[Any]:
+        """The records of the data set; of one on disk, what is wrong with its files in words (a stream's errors are for `HubCorpus`)."""
+        if self.streamed:
+            yield from dataset
+            return
+        try:
+            yield from dataset
+        except (ValueError, OSError, ArithmeticError, LookupError, TypeError) as error:
+            raise FileError(f"{self.label} cannot be read after {self._taken:,} documents ({type(error).__name__}: {error}); write it again") from error
 
     def state(self) -> dict[str, Any]:
         """See `Corpus`."""
@@ -95,7 +106,7 @@ class HubCorpus(Corpus):
 
     def documents(self, state: dict[str, Any] | None = None) -> Generator[Document, None, None]:
         """See `Corpus`."""
-        self._revision = state["revision"] if state else None
+        self._revision = state.get("revision") if state else None
         self._corpus = self._open()
         self.n_documents = self._corpus.n_documents
         try:
@@ -159,15 +170,34 @@ def open_folder(path: Path, *, split: str | None, column: str, subset_column: st
     """
     import datasets
 
+    _check_saved(path)
     try:
         dataset = datasets.load_from_disk(str(path))
+        if isinstance(dataset, Mapping):
+            split = choose_split(dataset, split, str(path))
+        # Arrow maps the files as they are, and a wrong offset ends the process. The reading is a small part of what tokenising the text then takes.
+        (dataset[split] if isinstance(dataset, Mapping) else dataset).data.table.validate(full=True)
+    except PyUniversalError:
+        raise
     except Exception as error:  # a damaged folder raises anything, from KeyError to ArrowInvalid
         raise FileError(f"{path} looks like a folder of datasets' save_to_disk and cannot be read ({type(error).__name__}: {error}); write it again") from error
-    if isinstance(dataset, Mapping):
-        split = choose_split(dataset, split, str(path))
     root = path / split if isinstance(dataset, Mapping) and split is not None else path
     identity = identity_of((file, file.relative_to(root).as_posix()) for file in sorted(root.rglob("*")) if file.is_file())
     return DatasetCorpus(dataset, label=str(path), split=split, column=column, subset_column=subset_column, identity=identity)
+
+
+def _check_saved(path: Path) -> None:
+    """Refuse a folder whose own files lead out of it: datasets joins the names that stand in them to the path as they are."""
+    listed = path / "dataset_dict.json"
+    folders = [path]
+    if listed.is_file():
+        splits = check_fields(read_json(listed), {"splits": "a list"}, listed)["splits"]
+        folders = [path / safe_name(split, listed) for split in splits]
+    for folder in folders:
+        state = folder / "state.json"
+        if state.is_file():
+            for file in check_fields(read_json(state), {"_data_files": "a list"}, state)["_data_files"]:
+                safe_name(check_fields(file, {"filename": "text"}, f"_data_files of {state}")["filename"], state)
 
 
 def is_saved(path: Path) -> bool:

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import FileError
-from ..files import atomic, read_json, write_json
+from ..files import atomic, check_fields, read_json, reading, write_json
 from .documents import Document
 from .folder import PARTIAL
+
+COLUMNS = {"length": pa.int64(), "subset": pa.string(), "source": pa.string()}
+IDS = (pa.list_(pa.uint16()), pa.list_(pa.uint32()))
+LEDGER = dict.fromkeys(("shards", "documents", "content", "pieces"), "a whole number") | {"complete": "true or false"}
+LEDGER |= {"state": "an object or null", "provenance": "an object"}
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> str:
@@ -45,14 +51,17 @@ class Partial:
             self._resume(read_json(self.folder / "ledger.json"))
 
     def _resume(self, ledger: dict[str, Any]) -> None:
-        there = ledger.pop("recipe", {})
+        file = self.folder / "ledger.json"
+        there = check_fields(ledger, LEDGER | {"recipe": "an object"}, file)["recipe"]
         if different := differences(there, self.recipe):
             raise FileError(
                 f"{self.folder} holds an interrupted tokenisation of {there.get('text')}, which is not what is asked for here, {self.recipe['text']} "
                 f"(different: {different}). Delete that folder, or choose another out"
             )
-        for key, value in ledger.items():
-            setattr(self, key, value)
+        state = ledger["state"] or {}
+        check_fields(state, {"documents": "a whole number"} if state else {}, f"state of {file}")
+        for key in LEDGER:  # and nothing else: the folder that `remove` deletes is not for a file to name
+            setattr(self, key, ledger[key])
 
     def add(self, documents: list[Document], ids: NDArray, lengths: NDArray[np.int64], *, state: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Write a block of tokenised documents: ids of all of them in a row, and how many each has."""
@@ -88,19 +97,33 @@ class Partial:
         return self.folder / f"{i:06d}.parquet"
 
     def _read(self, i: int, *columns: str) -> pa.Table:
-        try:
-            return pq.read_table(self._shard(i), columns=list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise FileError(f"{self._shard(i)} is damaged ({error}); delete {self.folder} and tokenise again") from error
+        with reading(self._shard(i), f"delete {self.folder} and tokenise again"):
+            table = pq.read_table(self._shard(i), columns=list(columns))
+            table.validate(full=True)
+            for name in columns:
+                kind = table.schema.field(name).type
+                if (kind != COLUMNS[name] if name in COLUMNS else kind not in IDS) or (table[name].null_count and name not in ("subset", "source")):
+                    raise ValueError(f"the column {name} is of {kind}, or has gaps")
+        return table
 
     def tables(self) -> Iterator[pa.Table]:
         """length, subset and source of the documents, a shard at a time."""
-        return (self._read(i, "length", "subset", "source") for i in range(self.shards))
+        documents = content = 0
+        for i in range(self.shards):
+            table = self._read(i, "length", "subset", "source")
+            lengths = table["length"].to_numpy()
+            documents, content = documents + len(lengths), content + int(lengths.sum())
+            if lengths.min(initial=0) < 0 or lengths.max(initial=0) > self.content or content > self.content or documents > self.documents:
+                raise FileError(f"{self._shard(i)} is damaged (it holds more or fewer tokens than were read); delete {self.folder} and tokenise again")
+            yield table
 
     def ids(self) -> Iterator[NDArray[np.unsignedinteger]]:
         """The ids of all documents in a row, a shard at a time."""
         for i in range(self.shards):
-            for chunk in self._read(i, "ids")["ids"].chunks:
+            table = self._read(i, "ids", "length")
+            if not pc.list_value_length(table["ids"]).cast(pa.int64()).equals(table["length"]):
+                raise FileError(f"{self._shard(i)} is damaged (documents have not as many tokens as it says); delete {self.folder} and tokenise again")
+            for chunk in table["ids"].chunks:
                 yield chunk.flatten().to_numpy()
 
     def remove(self) -> None:

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import FileError, InputError
-from ..files import sha256
+from ..files import check_fields, reading, sha256
 from .documents import MAX_CHARACTERS, Corpus, Document, as_subset, as_text, missing_column, pick, too_long
 
 COMPRESSED = (".gz", ".zst", ".bz2")
+LONGEST_LINE = 8 * MAX_CHARACTERS  # bytes: JSON writes a character in at most six, twice that beyond the basic plane
 KINDS = ".txt, .jsonl (also .gz, .zst, .bz2) and .parquet"
 EDGE = 1 << 20  # bytes at either end of a file that go into its identity
 
@@ -53,14 +54,18 @@ def read_text(path: Path, column: str, subset_column: str | None, skip: int) -> 
 def read_json_lines(path: Path, column: str, subset_column: str | None, skip: int) -> Iterator[Record]:
     """One JSON object a line; blank lines are no documents."""
     with _open(path) as file:
-        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        # with a limit, for a small compressed file can hold a line that fits in no memory
+        whole = enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1)
+        lines = ((number, line) for number, line in whole if line.strip())
         for i, (number, line) in enumerate(lines):
             if i < skip:
                 continue
             where = f"{path}, line {number},"
+            if len(line) > LONGEST_LINE:
+                raise too_long(where, len(line))
             try:
                 record = json.loads(line)
-            except ValueError as error:  # also of bytes that are not UTF-8
+            except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
                 raise InputError(f"{where} is not valid JSON ({error}); repair or remove the line") from error
             if not isinstance(record, dict):
                 raise InputError(f'{where} holds {type(record).__name__}, not an object; write one {{"{column}": "..."}} a line')
@@ -69,11 +74,7 @@ def read_json_lines(path: Path, column: str, subset_column: str | None, skip: in
 
 def read_parquet(path: Path, column: str, subset_column: str | None, skip: int) -> Iterator[Record]:
     """One row a document, in batches; whole row groups before `skip` are not read."""
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise FileError(f"{path} is not a Parquet file or is damaged ({error})") from error
-    with file:
+    with reading(path, "fetch it again"), pq.ParquetFile(path) as file:
         names = [field.name for field in file.schema_arrow]
         wanted = [column] if subset_column is None else [column, subset_column]
         for name in wanted:
@@ -134,6 +135,8 @@ class FileCorpus(Corpus):
 
     def documents(self, state: dict[str, Any] | None = None) -> Generator[Document, None, None]:
         """See `Corpus`."""
+        if state:
+            check_fields(state, {"file": "a whole number", "documents": "a whole number"}, f"state of {self.label} in ledger.json")
         self._file, self._taken = (state["file"], state["documents"]) if state else (0, 0)
         first = self._file
         for i, (path, name, subset) in enumerate(self.files[first:], start=first):
@@ -144,7 +147,7 @@ class FileCorpus(Corpus):
                 for text, value in read(path, self.column, self.subset_column, self._taken):
                     self._taken += 1
                     yield Document(text, subset if self.subset_column is None else as_subset(value), name if len(self.files) > 1 else None)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, pa.ArrowException) as error:
                 if isinstance(error, FileError):
                     raise
                 raise FileError(f"cannot read {path} ({error}); it may be cut short or damaged: fetch it again") from error

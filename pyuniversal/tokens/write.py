@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..errors import FileError, InputError
-from ..files import check_writable, read_json
+from ..files import check_fields, check_writable, read_json
 from ..tokenizer_identity import tokenizer_hash
 from .corpus import open_corpus
 from .documents import MAX_CHARACTERS, Corpus, Document, too_long
@@ -118,7 +118,7 @@ def _check(tokenizer: Any, row_tokens: int, max_tokens: int | None, packing: str
 
 def _check_same(folder: Path, recipe: dict[str, Any]) -> None:
     """Refuse to touch finished tokens that are not those asked for."""
-    there = read_json(folder / MANIFEST).get("source", {})
+    there = check_fields(read_json(folder / MANIFEST), {"source": "an object"}, folder / MANIFEST)["source"]
     if different := differences(there, recipe):
         raise FileError(
             f"{folder} already holds tokens of {there.get('text')}, which are not what is asked for here, {recipe['text']} "

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import FileError, InputError
-from ._state import load_state, save_state
+from ..errors import InputError
+from ._state import damaged, load_state, save_state
 from .moments import Moments
 
 
@@ -93,10 +93,9 @@ class BatchMoments:
         Raises:
             FileError: absent, damaged, or not moments of batches.
         """
-        tensors, _ = load_state(path, "moments of batches", device)
-        state = tensors.get("state", torch.empty(0))
-        if state.ndim != 3 or state.shape[1] != 3 or state.dtype != torch.float64:
-            raise FileError(f"{path} is damaged: its moments are {state.dtype} {list(state.shape)}, not float64 [batches, 3, neurons]; make it again")
+        state = load_state(path, "moments of batches", device, tensors={"state": ((torch.float64,), 3)})[0]["state"]
+        if state.shape[1] != 3 or not ((state[:, 0] >= 0) & (state[:, 0] < 2**53)).all():
+            raise damaged(path, f"its moments are {list(state.shape)}, not [batches, 3, neurons], or it counts tokens in numbers that are none")
         moments = cls(0, 0)
         moments.state = state
         return moments

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, InputError
-from ..files import read_json, sha256, write_json
-from ._state import load_state, save_state
+from ..files import check_fields, read_json, sha256, write_json
+from ._state import check_sources, damaged, load_state, save_state
 from .batch_moments import BatchMoments
 from .pair_sums import PairSums
 from .totals import SourceInfo
 
 FORMAT = 1
+MOST_BATCHES = 10_000  # each is a file
 LEDGER, PAIRS = "confirmation.json", "pairs.safetensors"
 
 Partners = Mapping[tuple[int, int], Tensor]
@@ -113,14 +114,23 @@ class Confirmation:
             FileError: no such state, one of another format, or a file that is damaged or of another run; names it.
         """
         folder = Path(folder)
-        ledger = read_json(folder / LEDGER)
-        if ledger.get("format") != FORMAT:
-            raise FileError(f"{folder / LEDGER} has format {ledger.get('format')}; this version of pyuniversal reads {FORMAT}")
-        sources = [SourceInfo(**(s | {"layers": tuple(s["layers"])})) for s in ledger["sources"]]
-        tensors, _ = load_state(folder / PAIRS, "partners", device)
-        places = {name: name.split("-")[1:] for name in tensors if name.startswith("partner-")}
-        partners = {(int(i), int(j)): tensors[name] for name, (i, j) in places.items()}
-        centre = [tensors[f"centre-{i}"] for i in range(len(sources))]
+        ledger = check_fields(read_json(folder / LEDGER), {"format": "a whole number"}, folder / LEDGER)
+        if ledger["format"] != FORMAT:
+            raise FileError(f"{folder / LEDGER} has format {ledger['format']}; this version of pyuniversal reads {FORMAT}")
+        check_fields(ledger, {"identity": "an object", "batches": "a whole number"}, folder / LEDGER)
+        sources = [SourceInfo(**s) for s in check_sources(ledger.get("sources"), folder / LEDGER)]
+        if not 0 < ledger["batches"] <= MOST_BATCHES:
+            raise damaged(folder / LEDGER, f"it has {ledger['batches']} batches, not 1 to {MOST_BATCHES:,}")
+        centres = {f"centre-{i}": ((torch.float64,), 1) for i in range(len(sources))}
+        tensors, _ = load_state(folder / PAIRS, "partners", device, tensors=centres)
+        every = range(len(sources))
+        partners = {(i, j): tensors[f"partner-{i}-{j}"] for i in every for j in every if f"partner-{i}-{j}" in tensors}
+        centre = [tensors[name] for name in centres]
+        for (i, j), partner in partners.items():
+            if partner.dtype != torch.int64 or partner.ndim != 2 or (partner < -1).any() or (partner >= sources[j].columns).any():
+                raise damaged(folder / PAIRS, f"partners of source {i} in {j} are none of it")
+        if [len(c) for c in centre] != [s.columns for s in sources] or any(len(p) != sources[i].columns for (i, _), p in partners.items()):
+            raise damaged(folder / PAIRS, "its neurons are not those of the ledger")
         state = cls(sources, partners=partners, centre=centre, batches=ledger["batches"], identity=ledger["identity"], device=device)
         if state.identity != ledger["identity"]:
             raise FileError(f"{folder / PAIRS} and {folder / LEDGER} are of different runs; make the confirmation again")
@@ -130,10 +140,14 @@ class Confirmation:
         return state
 
     def _read(self, batch: int, path: Path, device: torch.device | str) -> None:
-        tensors, meta = load_state(path, "confirmed batch", device)
+        tensors, meta = load_state(path, "confirmed batch", device, meta={"identity": "an object", "tokens": "a list"})
         places = {f"moments-{i}": m.state[batch] for i, m in enumerate(self.moments)} | {f"sums-{i}-{j}": p.sums[batch] for (i, j), p in self.pairs.items()}
         if meta["identity"] != self.identity or {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in places.items()}:
             raise FileError(f"{path} belongs to another confirmation than the other files of its folder; remove it, and its documents are run again")
+        if len(meta["tokens"]) != len(self.pairs) or any(type(count) is not int or not 0 <= count < 2**53 for count in meta["tokens"]):
+            raise damaged(path, "it counts tokens in numbers that are none")
+        if any(tensor.dtype != torch.float64 for tensor in tensors.values()):
+            raise damaged(path, "its sums are not in float64")
         for name, place in places.items():
             place.copy_(tensors[name])
         for pair, count in zip(self.pairs.values(), meta["tokens"], strict=True):

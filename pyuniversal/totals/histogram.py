@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..ops import LOWEST_EXPONENT, PAPER_EDGES, dyadic_histogram_, histogram_, power_of_two, widen_
-from ._state import load_state, save_state
+from ..ops.dyadic_histogram import HIGHEST_EXPONENT, MOST_BINS
+from ._state import damaged, load_state, save_state
 
 
 class Histogram:
@@ -55,9 +56,12 @@ class Histogram:
         Raises:
             FileError: absent, damaged, or not a histogram.
         """
-        tensors, _ = load_state(path, "histogram", device)
-        histogram = cls(tensors["counts"].shape[0], edges=tensors["edges"], device=device)
-        histogram.counts = tensors["counts"]
+        tensors, _ = load_state(path, "histogram", device, tensors={"counts": ((torch.int64,), 2), "edges": ((torch.float32,), 1)})
+        counts, edges = tensors["counts"], tensors["edges"]
+        if counts.shape[1] != len(edges) + 1 or not (edges.isfinite().all() and (edges.diff() > 0).all()) or (counts < 0).any():
+            raise damaged(path, f"its counts {list(counts.shape)} are not those of bins between {len(edges)} rising edges")
+        histogram = cls(0, edges=edges, device=device)
+        histogram.counts = counts
         return histogram
 
 
@@ -127,7 +131,12 @@ class DyadicHistogram:
         Raises:
             FileError: absent, damaged, or not such a histogram.
         """
-        tensors, _ = load_state(path, "dyadic histogram", device)
+        tensors, _ = load_state(path, "dyadic histogram", device, tensors={"counts": ((torch.int64,), 2), "exponent": ((torch.int32,), 1)})
+        counts, exponent = tensors["counts"], tensors["exponent"]
+        bins = counts.shape[1]
+        sound = len(exponent) == len(counts) and bins % 2 == 0 and 4 <= bins <= MOST_BINS
+        if not sound or ((exponent < LOWEST_EXPONENT) | (exponent > HIGHEST_EXPONENT)).any() or (counts < 0).any():
+            raise damaged(path, f"its counts {list(counts.shape)} and exponents {list(exponent.shape)} are none of a histogram")
         histogram = cls(0, device=device)
-        histogram.counts, histogram.exponent = tensors["counts"], tensors["exponent"]
+        histogram.counts, histogram.exponent = counts, exponent
         return histogram

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops import merge_moments_, moments_
 from ..ops.moments import FIELDS, empty
-from ._state import load_state, save_state
+from ._state import damaged, load_state, save_state
 
 
 def first_bad(values: Tensor) -> int:
@@ -101,7 +101,13 @@ class Moments:
         Raises:
             FileError: absent, damaged, or not moments.
         """
-        tensors, meta = load_state(path, "moments", device)
-        moments = cls(tensors["state"].shape[2], sets=meta["sets"])
-        moments.state = tensors["state"]
+        tensors, meta = load_state(path, "moments", device, tensors={"state": ((torch.float64,), 3)}, meta={"sets": "a list"})
+        state, sets = tensors["state"], meta["sets"]
+        if state.shape[:2] != (len(sets), len(FIELDS)) or not all(isinstance(name, str) for name in sets) or len(set(sets)) < len(sets) or not sets:
+            raise damaged(path, f"its state is {list(state.shape)}, not [sets, {len(FIELDS)}, neurons] for the sets {sets}")
+        count = state[:, FIELDS.index("count")]
+        if not ((count >= 0) & (count < 2**53) & (count == count.round())).all():
+            raise damaged(path, "it counts tokens in numbers that are none")
+        moments = cls(0, sets=sets)
+        moments.state = state
         return moments

@@ -7,9 +7,9 @@ import os
 import torch
 from torch import Tensor
 
-from ..errors import FileError, InputError
+from ..errors import InputError
 from ..ops import pair_sums_
-from ._state import load_state, save_state
+from ._state import damaged, load_state, save_state
 from .batch_moments import all_but_one
 
 
@@ -86,9 +86,16 @@ class PairSums:
         Raises:
             FileError: absent, damaged, or not pair sums.
         """
-        tensors, _ = load_state(path, "pair sums", device)
-        pairs = cls(tensors["partner"], centre_x=tensors["centre_x"], centre_y=tensors["centre_y"], batches=len(tensors["tokens"]), device=device)
-        if tensors["sums"].shape != pairs.sums.shape:
-            raise FileError(f"{path} is damaged: its sums are {list(tensors['sums'].shape)}, not {list(pairs.sums.shape)}; make it again")
-        pairs.sums, pairs.tokens = tensors["sums"], tensors["tokens"].cpu()
+        known = {"partner": ((torch.int64,), 2), "tokens": ((torch.int64,), 1), "sums": ((torch.float64,), 3)}
+        known |= dict.fromkeys(("centre_x", "centre_y"), ((torch.float64,), 1))
+        tensors, _ = load_state(path, "pair sums", device, tensors=known)
+        partner, tokens, sums, x, y = (tensors[name] for name in ("partner", "tokens", "sums", "centre_x", "centre_y"))
+        if sums.shape != (len(tokens), *partner.shape) or len(x) != len(partner) or (tokens < 0).any():
+            raise damaged(path, f"its sums are {list(sums.shape)}, not {[len(tokens), *partner.shape]} over {len(x)} neurons")
+        if (partner < -1).any() or (partner >= len(y)).any():
+            raise damaged(path, f"it has partners that are none of {len(y)} neurons")
+        if not (x.isfinite().all() and y.isfinite().all()):
+            raise damaged(path, "its centres are no numbers")
+        pairs = cls(partner, centre_x=x, centre_y=y, batches=0, device=device)
+        pairs.sums, pairs.tokens = sums, tokens.cpu()
         return pairs

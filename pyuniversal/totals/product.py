@@ -7,10 +7,12 @@ import os
 import torch
 from torch import Tensor
 
-from ..errors import FileError, InputError
-from ..ops import Packed, absmax_about, product_, quantize
+from ..errors import InputError
+from ..ops import PRECISIONS, Packed, absmax_about, product_, quantize
 from ..ops._dither import neuron_keys, token_keys
-from ._state import load_state, save_state
+from ._state import damaged, load_state, save_state
+
+TOTALS = (torch.float32, torch.float64)  # dtypes of a total, the second of the precision float64 alone
 
 
 def pack(x: Tensor, centre: Tensor, tokens: Tensor, *, source: int, seed: int, precision: str, extremes: tuple[Tensor, Tensor] | None = None) -> Packed:
@@ -139,11 +141,19 @@ class Product:
         Raises:
             FileError: absent, damaged, or not a product.
         """
-        tensors, meta = load_state(path, "product", device)
+        known = {"total": (TOTALS, 2), "rounding_x": ((torch.float64,), 2), "rounding_y": ((torch.float64,), 2)}
+        fields = {"tokens": "a whole number", "precision": "text", "seed": "an integer"}
+        tensors, meta = load_state(path, "product", device, tensors=known, meta=fields)
+        total, rounding = tensors["total"], (tensors["rounding_x"], tensors["rounding_y"])
+        if meta["precision"] not in PRECISIONS or total.dtype != TOTALS[meta["precision"] == "float64"]:
+            raise damaged(path, f"{total.dtype} sums are not of the precision {meta['precision']!r}")
+        if [list(r.shape) for r in rounding] != [[2, n] for n in total.shape]:
+            raise damaged(path, "the sums of its rounding do not fit its neurons")
+        centre = (tensors["centre_x"], tensors["centre_y"]) if "centre_x" in tensors and "centre_y" in tensors else None
+        if centre is not None and (
+            [(c.dtype, *c.shape) for c in centre] != [(torch.float32, n) for n in total.shape] or not all(c.isfinite().all() for c in centre)
+        ):
+            raise damaged(path, "its centres do not fit its neurons")
         product = cls(0, 0, precision=meta["precision"], seed=meta["seed"])
-        product.total, product.tokens = tensors["total"], meta["tokens"]
-        product.rounding = (tensors["rounding_x"], tensors["rounding_y"])
-        if [list(r.shape) for r in product.rounding] != [[2, n] for n in product.total.shape]:
-            raise FileError(f"{path} is of an earlier version of pyuniversal, or damaged: the sums of its rounding do not fit its neurons; make it again")
-        product.centre = (tensors["centre_x"], tensors["centre_y"]) if "centre_x" in tensors else None
+        product.total, product.tokens, product.rounding, product.centre = total, meta["tokens"], rounding, centre
         return product

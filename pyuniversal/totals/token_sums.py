@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..ops import token_sums_
-from ._state import load_state, save_state
+from ._state import damaged, load_state, save_state
 
 
 class TokenSums:
@@ -74,7 +74,10 @@ class TokenSums:
         Raises:
             FileError: absent, damaged, or not token sums.
         """
-        tensors, _ = load_state(path, "token sums", device)
+        tensors, _ = load_state(path, "token sums", device, tensors={"sums": ((torch.float64, torch.float32), 2), "counts": ((torch.int64,), 1)})
+        sums, counts = tensors["sums"], tensors["counts"]
+        if len(sums) != len(counts) or (counts < 0).any():
+            raise damaged(path, f"its sums are {list(sums.shape)} and its counts {list(counts.shape)}, or below 0")
         total = cls(0, 0, device=device)
-        total.sums, total.counts = tensors["sums"], tensors["counts"]
+        total.sums, total.counts = sums, counts
         return total

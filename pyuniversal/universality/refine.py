@@ -27,6 +27,9 @@ def refined(totals: Totals, folder: str | os.PathLike[str]) -> dict[tuple[int, i
         raise FileError(f"{folder}: {len(state.missing())} of {state.batches} batches of documents are missing: repeat the command that started the run")
     if state.sources != totals.sources:
         raise FileError(f"{folder} is of other models than the totals beside it; remove it and repeat the command that started the run")
+    every = range(len(totals.sources))
+    if set(state.pairs) != {(i, j) for i in every for j in every if i != j}:
+        raise FileError(f"{folder} lacks pairs of models that the totals beside it have; remove it and repeat the command that started the run")
     found = {}
     for i, j, dense in summaries(totals, top_k=max(pair.partner.shape[1] for pair in state.pairs.values())):
         pair, partner = state.pairs[i, j], dense.top_index
