@@ -9,6 +9,7 @@ _PUBLIC = {
     "run": "pipeline",
     "plan": "pipeline",
     "observe_stage": "pipeline",
+    "merge": "pipeline",
     "table_stage": "pipeline",
     "open_run": "results",
     "diff": "pipeline",
@@ -34,6 +35,7 @@ _PUBLIC = {
     "FileError": "errors",
     "NotEnoughMemoryError": "errors",
     "BackendError": "errors",
+    "RankError": "errors",
     "Terminated": "errors",
 }
 

@@ -4,10 +4,12 @@ from .errors import FileError as FileError
 from .errors import InputError as InputError
 from .errors import NotEnoughMemoryError as NotEnoughMemoryError
 from .errors import PyUniversalError as PyUniversalError
+from .errors import RankError as RankError
 from .errors import Terminated as Terminated
 from .models import Model as Model
 from .models import load_model as load_model
 from .pipeline import diff as diff
+from .pipeline import merge as merge
 from .pipeline import observe_stage as observe_stage
 from .pipeline import plan as plan
 from .pipeline import run as run

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -77,6 +78,24 @@ class Layers(click.ParamType):
         return sorted(layers)
 
 
+class Shard(click.ParamType):
+    """One of several parts of the work: 0/2 and 1/2."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return (which, of how many), or fail with the way to write it."""
+        words = str(value).split("/")
+        if len(words) != 2 or not all(word.isascii() and word.isdigit() for word in words):
+            self.fail(f"{value!r} is no shard; write which and of how many, from 0 on: 0/2 and 1/2 are the two halves.", param, ctx)
+        k, n = map(int, words)
+        if k >= n:
+            self.fail(
+                f"there is no shard {value}: of {n} the first is 0/{n} and the last {n - 1}/{n}." if n else f"{value!r} is a shard of nothing.", param, ctx
+            )
+        return k, n
+
+
 # What each argument is called and means on the command line. `absent` says what happens where the default is None.
 OPTIONS: dict[str, dict[str, Any]] = {
     "text": {
@@ -119,6 +138,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": click.Choice(["auto", "resident", "host", "disk", "sweeps"]),
         "help": "Where the products live: on the device, in the host's memory, on disk, or some at a time; auto takes the fastest that fits.",
     },
+    "shard": {"type": Shard(), "metavar": "K/N", "absent": "the whole", "help": "Only part K of N, 0/2 or 1/2 say, on one of N machines; `merge` joins them."},
     "memory": {"type": Size(), "absent": "all that is free", "help": "What the process may hold on the device: 1GB, 500MB, 16GiB."},
     "legacy": {"help": "Moments, firing frequency and vocabulary statistics as the study computed them."},
     "trust_remote_code": {"help": "Let models run code from their repository."},
@@ -166,6 +186,9 @@ class Verb(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb: exit code 1 for a PyUniversalError (2 with --exit-code), 130 for Ctrl-C, 143 for SIGTERM; other errors go up with their traceback."""
+        rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+        if rank != "0":  # of several processes the first talks, unless another fails
+            ctx.params.update(quiet=True, as_json=False)
         verbose, quiet = ctx.params.get("verbose", False), ctx.params.get("quiet", False)
         try:
             with _logging(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO):
@@ -173,7 +196,7 @@ class Verb(click.Command):
         except PyUniversalError as error:
             if verbose:
                 traceback.print_exc()
-            click.secho(f"Error: {error}", fg="red", err=True)
+            click.secho(f"Error{'' if rank == '0' else f' (rank {rank})'}: {error}", fg="red", err=True)
             ctx.exit(2 if ctx.params.get("exit_code") else 1)  # 1 then says that two runs differ
         except KeyboardInterrupt as error:
             terminated = isinstance(error, Terminated)
@@ -230,6 +253,8 @@ def _words(name: str, value: Any) -> str:
     """An option's value as it is echoed: what None stands for, numbers with separators, lists as they are typed."""
     if value is None or value == ():
         return str(OPTIONS.get(name, {}).get("absent", "the embedded ones"))
+    if name == "shard":
+        return "/".join(map(str, value))
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value)
     if isinstance(value, bool):
@@ -351,7 +376,8 @@ def plan(models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, 
     epilog="""\b
 Examples:
   pyuniversal observe ./seed-a ./seed-b --tokens corpus-tokens --out study
-  pyuniversal observe gpt2 distilgpt2 --text corpus.txt --max-tokens 2m --out study"""
+  pyuniversal observe gpt2 distilgpt2 --text corpus.txt --max-tokens 2m --out study
+  pyuniversal observe ./seed-a ./seed-b --tokens corpus-tokens --shard 0/2 --out study-0"""
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @takes(pipeline.observe_stage)
@@ -362,7 +388,28 @@ def observe(models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: boo
     if as_json:
         _json({"path": str(options["out"]), "tokens": totals.tokens})
     elif not quiet:
-        click.echo(f"Sums over {totals.tokens:,} tokens written to {options['out']}; next: pyuniversal table {options['out']}")
+        again = f"pyuniversal table {options['out']}" if options["shard"] is None else "pyuniversal merge, with the folders of the other shards"
+        click.echo(f"Sums over {totals.tokens:,} tokens written to {options['out']}; next: {again}")
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  pyuniversal merge study-0 study-1 --out study && pyuniversal table study
+  pyuniversal merge study-0 study-1 study-2 --out study --json"""
+)
+@click.argument("folders", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="New folder for the sums of all.")
+@talks
+def merge(folders: tuple[str, ...], *, out: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Join the sums that `observe --shard` left in several folders RUN; of the result `table` makes the rest."""
+    totals = _work(pipeline.merge, folders, options={"out": out}, quiet=quiet)
+    there, missing = len(totals.chunks), totals.n_chunks - len(totals.chunks)
+    if as_json:
+        _json({"path": out, "tokens": totals.tokens, "chunks": there, "missing": missing})
+    elif not quiet:
+        then = f"{missing} chunks are still missing: merge it with their shards" if missing else f"next: pyuniversal table {out}"
+        click.echo(f"Sums over {totals.tokens:,} tokens written to {out}; {then}")
 
 
 @main.command(

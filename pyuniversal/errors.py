@@ -29,5 +29,9 @@ class BackendError(PyUniversalError, NotImplementedError):
     """No implementation of an op accepts these arguments, or the one asked for does not; says why for each."""
 
 
+class RankError(PyUniversalError, RuntimeError):
+    """Another process of a run that several share has ended; its own words are the reason."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came while a pass was running; like Ctrl-C, after what was computed has been saved."""

@@ -5,9 +5,10 @@ Importing this module loads neither torch nor numpy: what a stage needs is impor
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from .results import Run
@@ -15,8 +16,24 @@ if TYPE_CHECKING:
     from .totals import Totals
 
 ModelLike = Any  # a name, a folder, or a loaded model: see `load_model`
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
+def _shared(stage: Callable[P, T]) -> Callable[P, T]:
+    """A stage that the processes which torchrun started do together: they are connected while it lasts."""
+
+    @functools.wraps(stage)
+    def together(*args: P.args, **options: P.kwargs) -> T:
+        from . import stages
+
+        with stages.started(str(options.get("device", "auto"))):
+            return stage(*args, **options)
+
+    return together
+
+
+@_shared
 def run(
     models: Sequence[ModelLike] | None = None,
     *,
@@ -123,13 +140,18 @@ def run(
         progress=progress,
     )
     stages.observe(inputs, storage=storage, memory=memory, progress=progress)
+    if inputs.ranks.rank:
+        return stages.follow(inputs)
     if dense_tokens is not None:
         stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
     stages.chance(inputs, null_tokens=null_tokens, memory=memory, progress=progress)
-    return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
+    finished = stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
+    inputs.ranks.wait()  # those that follow
+    return finished
 
 
+@_shared
 def observe_stage(
     models: Sequence[ModelLike] | None = None,
     *,
@@ -153,11 +175,15 @@ def observe_stage(
     chunk_tokens: int = 16_384,
     storage: str = "auto",
     memory: int | None = None,
+    shard: tuple[int, int] | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Totals:
-    """Load the models, tokenise, make the one pass, and leave its sums and the weights' statistics in `out`. Arguments and errors as of `run`."""
+    """Load the models, tokenise, make the one pass, and leave its sums and the weights' statistics in `out`. Arguments and errors as of `run`.
+
+    With `shard` (k, n) it adds only the chunks whose number is k modulo n; `merge` joins the folders of all n, which may come from different machines.
+    """
     from . import stages
 
     inputs = stages.prepare(
@@ -180,7 +206,21 @@ def observe_stage(
         overwrite=overwrite,
         progress=progress,
     )
-    return stages.observe(inputs, storage=storage, memory=memory, progress=progress)
+    return stages.observe(inputs, storage=storage, memory=memory, progress=progress, shard=shard)
+
+
+def merge(folders: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str]) -> Totals:
+    """Join the folders that `observe_stage` made of the shards of one pass in the new folder `out`, of which `table_stage` makes the rest.
+
+    Counts and histograms are those of one process exactly, moments and products to the rounding of their sums. One product at a time is in memory.
+
+    Raises:
+        InputError: fewer than two folders, or they hold the same chunk or are of different runs, which it names; or `out` holds something.
+        FileError: a folder holds no shard, is damaged, or `out` cannot be written.
+    """
+    from . import stages
+
+    return stages.merge(folders, out)
 
 
 def table_stage(

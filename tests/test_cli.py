@@ -363,7 +363,7 @@ def test_help_has_defaults_and_examples_that_parse():
     wide = CliRunner().invoke(cli.main, ["run", "--help"], terminal_width=200).stdout
     assert "goes on from it.  [default: universal-run]" in wide
     assert "[default: (every layer)]" in wide
-    assert list(cli.main.commands) == ["run", "tokens", "plan", "observe", "table", "confirm", "verify", "show", "diff"]
+    assert list(cli.main.commands) == ["run", "tokens", "plan", "observe", "merge", "table", "confirm", "verify", "show", "diff"]
 
 
 def test_version(monkeypatch):

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..files import check_fields, check_writable, read_json, write_json
 from ..models import Model, check_tokenizers, load_model
 from ..ops import PRECISIONS
 from ..sources import ModelSite
-from ..streaming import SourceShape
+from ..streaming import Ranks, SourceShape
 from ..tokens import Tokens, load_tokens, tokenize
 
 log = logging.getLogger(__name__)
@@ -31,13 +31,17 @@ OURS = ("manifest.json", "totals", "candidates", "confirmation", "tokens", "tabl
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the stages that run models work on: loaded models at their sites, tokens, the run's folder and its options as the manifest keeps them."""
+    """What the stages that run models work on: loaded models at their sites, tokens, the run's folder and its options as the manifest keeps them.
+
+    ranks: this process among those that share the pass.
+    """
 
     folder: Path
     sources: list[ModelSite]
     corpus: Tokens
     options: dict[str, Any]
     timings: dict[str, float]
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def dense_tokens(self) -> int | None:
@@ -69,7 +73,8 @@ def prepare(
     """Load the models, tokenise the text."""
     folder = check_writable(out)
     choice("precision", precision, PRECISIONS)
-    device = resolve_device(device)
+    ranks = Ranks.here()
+    device = ranks.device(resolve_device(device))
     timings: dict[str, float] = {}
     if confirm_tokens is not None and dense_tokens is None:
         raise InputError("--confirm-tokens are the tokens beyond the dense pass: say with --dense-tokens how many go through that")
@@ -81,10 +86,15 @@ def prepare(
         loaded = load_models(models, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         names = unique_names([model.label for model in loaded])
         sources = [ModelSite(model, site=site, layers=layers, name=label) for model, label in zip(loaded, names, strict=True)]
-    if overwrite:  # not before the models are there: a misspelt name must not cost a run
+    if overwrite and not ranks.rank and not ranks.restarts:  # not before the models are there: a misspelt name must not cost a run
         clear(folder, spare=[source["tokens"], source["text"]])
+    show = progress and not ranks.rank
+
+    def corpus_of_all() -> Tokens:
+        return load_corpus(loaded, source, zoo_text=models is None, folder=folder / "tokens", max_tokens=max_tokens, row_tokens=row_tokens, progress=show)
+
     with clock(timings, "tokens"):
-        corpus = load_corpus(loaded, source, zoo_text=models is None, folder=folder / "tokens", max_tokens=max_tokens, row_tokens=row_tokens, progress=progress)
+        corpus = ranks.in_turn(corpus_of_all)
     options = {k: plain(v) for k, v in source.items()} | {
         "max_tokens": max_tokens,
         "dense_tokens": dense_tokens,
@@ -99,7 +109,13 @@ def prepare(
         "batch_tokens": batch_tokens,
         "chunk_tokens": chunk_tokens,
     }
-    return Inputs(folder, sources, corpus, options, timings)
+    return Inputs(folder, sources, corpus, options, timings, ranks)
+
+
+def follow(inputs: Inputs) -> results.Run:
+    """The run that rank 0 makes of the sums, once it is there."""
+    inputs.ranks.wait()
+    return results.open_run(inputs.folder)
 
 
 def reopen(run: str | os.PathLike[str], models: Sequence[Any] | None, *, tokens: Any, device: str, trust_remote_code: bool) -> Inputs:

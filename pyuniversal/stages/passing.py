@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 VERSIONS = ("pyuniversal", "torch", "transformers", "transformer_lens", "datasets", "numpy", "pandas", "scipy")
 
 
-def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool) -> Totals:
+def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool, shard: tuple[int, int] | None = None) -> Totals:
     """Make the pass and leave its sums, the statistics of the weights and the manifest in the run's folder."""
     sources, corpus, options = inputs.sources, inputs.corpus, inputs.options
     plan = make_plan(
@@ -38,6 +38,7 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool)
         memory=memory,
         out=inputs.folder,
         loaded=True,
+        processes=inputs.ranks.neighbours,
         measure=False,
         **{name: options[name] for name in ("precision", "site", "dtype", "chunk_tokens", "batch_tokens", "device")},
     )
@@ -52,14 +53,20 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool)
             max_tokens=inputs.dense_tokens,
             storage="resident" if plan.layout.storage == "sweeps" else plan.layout.storage,
             sweeps=plan.layout.sweeps or None,
+            shard=shard or (0, 1),
+            ranks=inputs.ranks,
             progress=progress,
             **{name: options[name] for name in ("precision", "seed", "chunk_tokens", "batch_tokens", "device")},
         )
+    if inputs.ranks.rank:
+        return totals
     log.info("the pass is done: %s tokens correlated; statistics of the weights", f"{totals.tokens:,}")
     with clock(inputs.timings, "weights"):
         results.write_table(inputs.folder, "weights", _weights(sources, corpus.d_vocab))
     manifest = _manifest(sources, corpus, options)
     manifest["tokens"]["correlated"] = totals.tokens
+    if shard is not None and not totals.complete:
+        manifest["shard"] = list(shard)
     write_json(inputs.folder / "manifest.json", manifest | {"timings": inputs.timings})
     return totals
 

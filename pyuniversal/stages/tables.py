@@ -39,7 +39,10 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         raise FileError(f"manifest.json and totals in {folder} are of different models: repeat the command that started the run")
     tables, figures = within(folder, "tables"), within(folder, "figures")
     if not totals.complete:
-        raise FileError(f"the pass in {folder} is at chunk {len(totals.chunks)} of {totals.n_chunks}: repeat the command that started it")
+        raise FileError(
+            f"{folder} holds {len(totals.chunks)} of the {totals.n_chunks} chunks of its pass: `pyuniversal merge` joins the folders of all shards; "
+            "what was interrupted goes on with the command that started it"
+        )
     timings = {k: v for k, v in manifest["timings"].items() if k not in ("table", "figures")}
     # Until the end the run counts as unfinished: a kill must not leave tables of two kinds that look like one.
     write_json(folder / "manifest.json", manifest | {"timings": timings})

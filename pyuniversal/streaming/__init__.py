@@ -8,12 +8,14 @@ from .confirmation import confirm_pass, document_batches
 from .layout import SourceShape
 from .one_pass import observe
 from .plan import STORAGES, Plan, available_bytes, make_plan
+from .ranks import Ranks, started
 from .repairing import Chance, best_by_chance
 
 __all__ = [
     "STORAGES",
     "Chance",
     "Plan",
+    "Ranks",
     "SourceShape",
     "available_bytes",
     "best_by_chance",
@@ -22,4 +24,5 @@ __all__ = [
     "document_batches",
     "make_plan",
     "observe",
+    "started",
 ]

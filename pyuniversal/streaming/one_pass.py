@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from ..tokens import Tokens
 from ..totals import SETS, Histogram, Key, Moments, SourceInfo, Totals, first_bad, pack
 from .checkpoints import Checkpoints
 from .chunks import Chunk, choose_rows, gather, make_chunk, row_of
+from .parts import begin, finish, folder_of
+from .ranks import Held, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ def observe(
     device: torch.device | str = "cpu",
     storage: str = "resident",
     sweeps: Sequence[Sequence[Key]] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    ranks: Ranks | None = None,
     progress: bool = True,
 ) -> Totals:
     """Stream the tokens through all sources once and sum.
@@ -61,17 +65,23 @@ def observe(
             each is read and written once a chunk, which is then saved). `make_plan` says what fits.
         sweeps: keys of products (`Totals.product_keys`), group after group: the tokens go through the models once for each, and no other product takes memory
             meanwhile. All in one by default. The sums are the same to the bit, whatever the groups and the storage.
+        shard: (k, n): add only the chunks whose number is k modulo n. The totals of all n, made apart, are one run's when they are merged (`Totals.merge`).
+        ranks: this process among those that share the pass and `out`, connected by `streaming.started`; each adds its share of the chunks, and all return the
+            totals of all. A process alone by default.
         progress: show a progress bar.
 
     Raises:
-        InputError: the tokens do not fit the sources, an unknown storage or one on disk without `out`, or `out` holds the totals of another run.
+        InputError: the tokens do not fit the sources, an unknown storage or one on disk without `out`, no such shard, or `out` holds the totals of another run.
+        RankError: another of the ranks ended.
         ActivationError: a source yields NaN or Inf; names model, layer, neuron, row. What was summed before stays in `out`.
     """
-    sources = [s if hasattr(s, "activations") else ModelSite(s) for s in sources]
+    sources, ranks, out = [s if hasattr(s, "activations") else ModelSite(s) for s in sources], ranks or Ranks(), None if out is None else Path(out)
     for source in sources:
         source.check(tokens)
     if storage not in STORAGES or (storage == "disk" and out is None):
         raise InputError(f"storage {storage!r}" + (" needs a folder, out" if storage in STORAGES else f" is none of {', '.join(STORAGES)}"))
+    if not 0 <= shard[0] < shard[1]:
+        raise InputError(f"there is no shard {shard[0]}/{shard[1]}: of {shard[1]} shards the first is 0 and the last {shard[1] - 1}")
     rows = choose_rows(tokens, max_tokens=max_tokens, seed=seed)
     per_chunk = max(1, chunk_tokens // tokens.row_tokens)
     if precision == "int8" and per_chunk * tokens.row_tokens > MAX_TOKENS:
@@ -80,27 +90,25 @@ def observe(
         )
     pieces = [rows[i : i + per_chunk] for i in range(0, len(rows), per_chunk)]
     identity = _identity(tokens, rows=len(rows), precision=precision, max_tokens=max_tokens, seed=seed, rows_per_chunk=per_chunk)
-    home = "cpu" if storage in ("host", "disk") else device
-    totals = _resume(out, sources, identity, device, home) if out is not None else None
-    if totals is None:
-        centre = [_pilot(s, tokens, rows, seed=seed, batch_tokens=batch_tokens, device=device) for s in sources]
-        infos = [_info(s) for s in sources]
-        totals = Totals(infos, identity=identity, n_chunks=len(pieces), centre=centre, precision=precision, seed=seed, device=device, home=home)
-    if out is not None:
-        totals.open(out)
+    where: dict[str, Any] = {"device": device, "home": "cpu" if storage in ("host", "disk") else device}
+    infos = [_info(s) for s in sources]
+
+    def make(centre: list[Tensor] | None) -> Totals:
+        centre = centre or [_pilot(s, tokens, rows, seed=seed, batch_tokens=batch_tokens, device=device) for s in sources]
+        return Totals(infos, identity=identity, n_chunks=len(pieces), centre=centre, precision=precision, seed=seed, **where)
+
+    totals = begin(out, infos, identity, ranks=ranks, make=make, **where)
+    if totals.complete:
+        return _enough(totals, tokens)
+    own = None if out is None else folder_of(out, ranks.rank)
+    if own is not None:
+        totals.open(own)
+    others = Held.elsewhere(totals, ranks)
+    groups = [_Group(totals, keys, others, ours=_share(shard, ranks)) for keys in sweeps or [totals.product_keys()]]
     sizes = [int(tokens.lengths[piece].sum()) for piece in pieces]
-    groups = [_Group(totals, keys) for keys in sweeps or [totals.product_keys()]]
-    bar = tqdm(
-        total=sum(sizes) * len(groups),
-        initial=sum(sizes[c] for group in groups for c in range(len(pieces)) if c not in group.missing()),
-        unit="tok",
-        unit_scale=True,
-        desc="observe",
-        disable=None if progress else True,
-    )
-    saver = Checkpoints(totals, out)
+    saver = Checkpoints(totals, own)
     buffers: dict[str, Tensor] = {}
-    with bar, saver:
+    with _bar(groups, sizes, progress=progress and not ranks.rank) as bar, saver:
         for group in groups:
             for number in sorted(group.missing()):
                 chunk = make_chunk(tokens, pieces[number], batch_tokens=batch_tokens, device=device)
@@ -115,26 +123,51 @@ def observe(
                 with saver.unsafe():
                     totals.settle(group.keys)
                 saver.save()
-    if len(sources) > 1 and totals.tokens < 2:
+    totals = finish(totals, out, ranks, settle=storage == "disk" or len(groups) > 1, **where)
+    if shard[1] > 1:
+        log.info("shard %d/%d: %d of %d chunks are there", *shard, len(totals.chunks), totals.n_chunks)
+    return _enough(totals, tokens) if totals.complete else totals
+
+
+def _share(shard: tuple[int, int], ranks: Ranks) -> Callable[[int], bool]:
+    """Whether a chunk is for this process, by its number: the shard's, dealt out to the ranks in turn."""
+    k, n = shard
+    return lambda chunk: chunk % n == k and chunk // n % ranks.world == ranks.rank
+
+
+def _enough(totals: Totals, tokens: Tokens) -> Totals:
+    """Totals of the whole run, unless they are of too little to correlate."""
+    if len(totals.sources) > 1 and totals.tokens < 2:
         raise InputError(f"{tokens.path}: {totals.tokens} tokens are left to correlate when BOS and newlines are out; give more text")
     return totals
+
+
+def _bar(groups: Sequence[_Group], sizes: Sequence[int], *, progress: bool) -> Any:
+    """The bar of this process's tokens, [chunks] of them, once for each sweep."""
+    share = [[c for c in range(len(sizes)) if group.ours(c)] for group in groups]
+    done = [set(chunks) - group.missing() for chunks, group in zip(share, groups, strict=True)]
+    whole, before = (sum(sizes[c] for chunks in some for c in chunks) for some in (share, done))
+    return tqdm(total=whole, initial=before, unit="tok", unit_scale=True, desc="observe", disable=None if progress else True)
 
 
 class _Group:
     """Products that one sweep over the tokens fills, and the sources that must run for them."""
 
-    def __init__(self, totals: Totals, keys: Sequence[Key]) -> None:
-        self.totals, self.keys = totals, list(keys)
+    def __init__(self, totals: Totals, keys: Sequence[Key], others: Held, *, ours: Callable[[int], bool]) -> None:
+        self.totals, self.keys, self.others, self.ours = totals, list(keys), others, ours
         self.sources = sorted({i for key in keys for i in (key[0], key[2])}) or range(len(totals.sources))
 
     def missing(self) -> set[int]:
-        """Chunks that something of this group does not hold."""
-        held: list[set[int]] = [*(self.totals.observed[i] for i in self.sources), *(self.totals.added[key] for key in self.keys)]
-        return {chunk for chunk in range(self.totals.n_chunks) if not all(chunk in some for some in held)}
+        """Our chunks that something of this group does not hold."""
+        return {c for c in range(self.totals.n_chunks) if self.ours(c) and (self.open(c) or not all(self.observed(i, c) for i in self.sources))}
+
+    def observed(self, i: int, chunk: int) -> bool:
+        """Whether the moments of source i hold a chunk, here or on another rank."""
+        return chunk in self.totals.observed[i] or chunk in self.others.observed[i]
 
     def open(self, chunk: int) -> list[Key]:
-        """Products of the group that do not hold a chunk."""
-        return [key for key in self.keys if chunk not in self.totals.added[key]]
+        """Products of the group that do not hold a chunk, neither here nor on another rank."""
+        return [key for key in self.keys if chunk not in self.totals.added[key] and chunk not in self.others.added[key]]
 
 
 @dataclass(frozen=True)
@@ -151,7 +184,7 @@ def _see(group: _Group, sources: Sequence[Source], number: int, chunk: Chunk, to
     correlated = {i for key in group.open(number) for i in (key[0], key[2])} if chunk.ends[0] else set()
     seen = {}
     for i in group.sources:
-        source, new = sources[i], number not in totals.observed[i]
+        source, new = sources[i], not group.observed(i, number)
         if not new and i not in correlated:
             continue
         x = gather(source, chunk, buffers, sites={source.site, "mlp.pre"} if new else {source.site})
@@ -232,22 +265,3 @@ def _identity(tokens: Tokens, **options: Any) -> dict[str, Any]:
 
 def _info(source: Source) -> SourceInfo:
     return SourceInfo(source.name, source.site, tuple(source.layers), source.width, source.hash)
-
-
-def _resume(
-    out: str | os.PathLike[str], sources: Sequence[Source], identity: dict[str, Any], device: torch.device | str, home: torch.device | str
-) -> Totals | None:
-    """The totals in `out`, if there are any and they are of this very run."""
-    if not any((Path(out) / name).exists() for name in ("ledger.json", "ledger.previous.json")):
-        return None
-    totals = Totals.load(out, device=device, home=home)
-    differing = [f"{k} ({totals.identity.get(k)} there, {v} asked for)" for k, v in identity.items() if totals.identity.get(k) != v]
-    if totals.sources != [_info(s) for s in sources]:
-        differing.append("models, layers or site")
-    if differing:
-        raise InputError(f"{out} holds the totals of another run; it differs in {', '.join(differing)}. Choose another --out, or --overwrite.")
-    if totals.chunks and not totals.complete:
-        log.info("resuming: %d of %d chunks are done", len(totals.chunks), totals.n_chunks)
-    elif totals.complete:
-        log.info("the pass in %s is complete; its sums are taken as they are", out)
-    return totals

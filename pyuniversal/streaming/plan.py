@@ -143,6 +143,7 @@ def make_plan(
     memory: int | None = None,
     out: str | os.PathLike[str] = ".",
     loaded: bool = False,
+    processes: int = 1,
     measure: bool = True,
 ) -> Plan:
     """Predict the cost of a run of `sources` over `tokens` tokens, and choose where its products live.
@@ -162,6 +163,7 @@ def make_plan(
         memory: bytes that the process may hold on the device in all (what it holds already included); all that is free where None.
         out: a path on the disk that will hold the run.
         loaded: the models are in memory already.
+        processes: that share the host's memory and disk, each with totals of its own.
         measure: measure rates (half a second) for the estimate of the seconds; without, the choice goes by typical ones.
 
     Raises:
@@ -174,8 +176,8 @@ def make_plan(
     shapes = Shapes(tuple(sources), precision, dtype, site, chunk_tokens, batch_tokens)
     work = _work(shapes, tokens, draws=baseline_draws, top_k=top_k)
     weights = 0.0 if loaded else float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
-    free = available_bytes(device, memory) - weights
-    host, disk = float(psutil.virtual_memory().available), float(shutil.disk_usage(_existing(out)).free)
+    free = available_bytes(device, memory, processes=processes) - weights
+    host, disk = (float(room) / processes for room in (psutil.virtual_memory().available, shutil.disk_usage(_existing(out)).free))
     rates = measure_rates(device, shapes) if measure else Rates()
     room = {"memory": free / SLACK, "host": host, "disk": disk}
     found = [layout for layout in layouts(shapes, memory=free / SLACK, cuda=cuda) if storage in ("auto", layout.storage) or not shapes.product_keys()]
@@ -231,9 +233,12 @@ def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int) -> float:
 STATE_OF_TABLE = 2 * 257 * 8  # histograms are read whole
 
 
-def available_bytes(device: str, memory: int | None) -> float:
-    """Memory that this process may take on a device beyond what it holds: what is free, or what a limit of `memory` bytes leaves."""
-    free = free_bytes(device)
+def available_bytes(device: str, memory: int | None, *, processes: int = 1) -> float:
+    """Memory that this process may take on a device beyond what it holds: what is free, or what a limit of `memory` bytes leaves.
+
+    `processes` share the host's memory; a GPU is one process's own.
+    """
+    free = free_bytes(device) / (1 if torch.device(device).type == "cuda" else processes)
     if memory is None:
         return float(free)
     held = torch.cuda.memory_reserved(device) if torch.device(device).type == "cuda" else psutil.Process().memory_full_info().uss

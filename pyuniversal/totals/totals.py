@@ -164,7 +164,7 @@ class Totals:
         Raises:
             InputError: it is of another run, or holds a chunk that this one holds too.
         """
-        self._mergeable(other)
+        self.check_mergeable(other)
         for i in range(len(self.sources)):
             for field in SEEN:
                 getattr(self, field)[i].merge(getattr(other, field)[i])
@@ -177,7 +177,28 @@ class Totals:
             if settle:
                 self.settle([key])
 
-    def _mergeable(self, other: Totals) -> None:
+    def hold(self, observed: Sequence[set[int]], added: dict[Key, set[int]]) -> None:
+        """Say which chunks were added to the sums from outside: of every source and every product."""
+        for i, chunks in enumerate(observed):
+            self.observed[i] |= chunks
+            self._dirty.update(f"{field}-{i}" for field in SEEN)
+        for key, chunks in added.items():
+            self._hold(key, chunks)
+
+    def contains(self, other: Totals) -> bool:
+        """Whether every chunk that another part of this run holds is in the same sum here."""
+        mine, theirs = ([*t.observed, *t.added.values()] for t in (self, other))
+        return all(b <= a for a, b in zip(mine, theirs, strict=True))
+
+    def centre_of(self, key: Key) -> tuple[Tensor, Tensor]:
+        """What the product `key` subtracts: float32 [neurons] of either side."""
+        i, layer, j = key
+        width = self.sources[i].width
+        left = self.centre[i][layer * width : (layer + 1) * width].to(self.home)
+        return left, left if i == j else self.centre[j].to(self.home)
+
+    def check_mergeable(self, other: Totals) -> None:
+        """Raise what `merge` would, and change nothing."""
         if other.identity != self.identity or other.sources != self.sources or other.n_chunks != self.n_chunks:
             differing = [k for k in self.identity | other.identity if self.identity.get(k) != other.identity.get(k)]
             raise InputError(f"cannot merge totals of different runs: they differ in {', '.join(differing) or 'their models'}")
@@ -209,8 +230,10 @@ class Totals:
                 self._dirty.discard(name)
                 self.products[key] = Product.load(path, device=self.home)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, final: bool = False) -> None:
         """Write every part that changed since the last save, then the ledger that names them all. A kill at any moment leaves a whole state.
+
+        `final`: nothing is to come, though chunks are missing (the part of one process), so that the state before goes; it does where all are there.
 
         Raises:
             FileError: the folder cannot be written; what it held before is still whole.
@@ -225,7 +248,7 @@ class Totals:
             tensors = {str(i): c for i, c in enumerate(self.centre)}
             ledger.write("centre", lambda path: save_state(path, "centre", tensors, {}), [])
         head = {"identity": self.identity, "sources": [asdict(s) for s in self.sources], "n_chunks": self.n_chunks}
-        ledger.commit(head | {"precision": self.precision, "seed": self.seed}, final=self.complete)
+        ledger.commit(head | {"precision": self.precision, "seed": self.seed}, final=final or self.complete)
         self._dirty.clear()
 
     @classmethod
