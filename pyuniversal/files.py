@@ -32,6 +32,9 @@ KINDS = {
     "a list": lambda v: isinstance(v, list),
 }
 
+# What a kill leaves of a file that was being written: ours, and the neighbour that safetensors itself writes to.
+LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.probe-[0-9a-f]{8}|\.tmp[0-9A-Za-z]{6}")
+
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -43,18 +46,33 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"cannot write {path}: {error.strerror or error}. Choose another folder or free some space.") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make a `FileError` that names `path` of what the system has against writing to it."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}. Choose another folder or free some space.") from error
+
+
+def tidy(folder: str | os.PathLike[str]) -> None:
+    """Remove from a folder, not from those in it, what kills left of files that were being written; nobody else may be writing to it."""
+    for path in Path(folder).glob(".*"):
+        if LEFT.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

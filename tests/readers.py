@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -167,6 +168,36 @@ def read_difference(folder: Path) -> None:
     shown = io.StringIO()
     Console(file=shown, width=200).print(render_differences(found))
     assert "\x1b" not in shown.getvalue()
+
+
+def read_totals(folder: Path) -> None:
+    from pyuniversal.files import unsafe
+
+    totals = pyuniversal.Totals.load(folder / "run/totals")
+    assert isinstance(totals.complete, bool)
+    assert all(0 <= chunk < totals.n_chunks for chunk in totals.chunks)
+    assert not any(unsafe(source.name) for source in totals.sources)
+    for source, site, pre in zip(totals.sources, totals.site, totals.pre, strict=True):
+        assert source.columns == site.neurons == pre.neurons == len(source.layers) * source.width
+    from pyuniversal import universality
+
+    if totals.complete:
+        universality.matches(totals, top_k=2)
+
+
+def read_forged_totals(folder: Path) -> None:
+    """The ledger's hashes made to fit: against an accident they are enough, against a forger there is what lies behind."""
+    path = folder / "run/totals/ledger.json"
+    whole = path.read_text()
+    ledger = json.loads(whole)
+    for entry in ledger["parts"].values():
+        data = (path.parent / entry["file"]).read_bytes()
+        entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    path.write_text(json.dumps(ledger))
+    try:
+        read_totals(folder)
+    finally:
+        path.write_text(whole)
 
 
 # --- states
@@ -370,6 +401,9 @@ def _readers() -> Iterator[Reader]:
     yield Reader("diff: claims", make_run, "run/claims.json", j, read_difference, 20)
     yield Reader("diff: neurons", make_run, "run/neurons.parquet", p, read_difference, 20)
     yield Reader("diff: matches", make_run, "run/matches.parquet", p, read_difference, 20)
+    yield Reader("totals: ledger", make_run, "run/totals/ledger.json", j, read_totals)
+    for part in ("centre", "site-0", "pre-1", "histogram-0", "cross-0-0-1", "within-1-0"):
+        yield Reader(f"totals: {part}", make_run, f"run/totals/{part}.1.safetensors", s, read_forged_totals, 30)
     yield Reader("confirmation: ledger", make_confirmation, "confirmation.json", j, read_confirmation)
     yield Reader("confirmation: partners", make_confirmation, "pairs.safetensors", s, read_confirmation)
     yield Reader("confirmation: batch", make_confirmation, "batch-1.safetensors", s, read_confirmation)

@@ -11,8 +11,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from .. import results
 from ..errors import FileError, InputError
-from ..files import check_writable, read_json, write_json
+from ..files import check_writable, write_json
 from ..totals import Totals
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,11 @@ def _sum(parts: Sequence[Totals], folder: Path) -> Totals:
 
 def _manifest(paths: Sequence[Path], parts: Sequence[Totals]) -> dict[str, Any]:
     """The first part's manifest, which says what was merged; `pass` is the time of all parts together."""
-    manifests = [read_json(path / "manifest.json") for path in paths]
+    manifests = [results.read_manifest(path) for path in paths]
     whole: dict[str, Any] = {k: v for k, v in manifests[0].items() if k != "shard"}
     whole["timings"] = {"pass": round(sum(m["timings"].get("pass", 0.0) for m in manifests), 3)}
     whole["parts"] = [
-        {"path": str(path), "chunks": len(part.chunks), "tokens": part.tokens, "machine": m["machine"], "device": m["options"]["device"]}
+        {"path": str(path), "chunks": len(part.chunks), "tokens": part.tokens, "machine": m.get("machine"), "device": m["options"]["device"]}
         for path, part, m in zip(paths, parts, manifests, strict=True)
     ]
     return whole

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import report, results, universality
 from ..errors import FileError
-from ..files import safe_name, within, write_json
+from ..files import safe_name, tidy, within, write_json
 from ..table import neuron_table, write_tables
 from ..totals import Confirmation, Totals
 from ..totals.confirmation import LEDGER
@@ -73,6 +73,8 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
     options = {"baseline": baseline, "baseline_draws": baseline_draws, "top_k": top_k, "baseline_seed": seed, "legacy": legacy}
     manifest["options"] |= options
     write_json(folder / "manifest.json", manifest | {"timings": timings})
+    for written in (folder, folder / "tables", folder / "figures"):
+        tidy(written)
     return results.open_run(folder)
 
 

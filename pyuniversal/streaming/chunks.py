@@ -107,6 +107,7 @@ def gather(source: Source, chunk: Chunk, buffers: dict[str, Tensor] | None = Non
                     if site not in found:
                         found[site] = _reuse(buffers, site, chunk.ends[2] + 1, len(layers) * source.width, x)
                     _put(found[site][:, number * source.width : (number + 1) * source.width], batch.destination, x, f"{source.name}: {site}")
+                del x, layers  # before the next batch runs: these are as large as all that it records of one site
     return {site: matrix[: chunk.ends[2]] for site, matrix in found.items()}
 
 

@@ -94,7 +94,7 @@ def observe(
     infos = [_info(s) for s in sources]
 
     def make(centre: list[Tensor] | None) -> Totals:
-        centre = centre or [_pilot(s, tokens, rows, seed=seed, batch_tokens=batch_tokens, device=device) for s in sources]
+        centre = centre or [_pilot(s, tokens, rows, seed=seed, rows_per_chunk=per_chunk, batch_tokens=batch_tokens, device=device) for s in sources]
         return Totals(infos, identity=identity, n_chunks=len(pieces), centre=centre, precision=precision, seed=seed, **where)
 
     totals = begin(out, infos, identity, ranks=ranks, make=make, **where)
@@ -115,10 +115,12 @@ def observe(
                 seen = _see(group, sources, number, chunk, tokens, buffers)
                 with saver.unsafe():
                     _add(group, number, seen, settle=storage == "disk")
+                ends = chunk.ends
+                del seen, chunk  # before the next ones are made
                 if storage == "disk":
                     saver.save()
                 saver.maybe_save()
-                bar.update(chunk.ends[2])
+                bar.update(ends[2])
             if len(groups) > 1 and out is not None:
                 with saver.unsafe():
                     totals.settle(group.keys)
@@ -248,14 +250,16 @@ def _refuse_nonfinite(moments: Moments, x: Tensor, source: Source, site: str, ch
     )
 
 
-def _pilot(source: Source, tokens: Tokens, rows: np.ndarray, *, seed: int, batch_tokens: int, device: torch.device | str) -> Tensor:
+def _pilot(source: Source, tokens: Tokens, rows: np.ndarray, *, seed: int, rows_per_chunk: int, batch_tokens: int, device: torch.device | str) -> Tensor:
     """float32 [columns]: mean over r in a seeded sample of the run's rows. Any fixed centre keeps the products exact; this one keeps the operands small."""
     sample = np.random.default_rng([seed, 1]).choice(rows, size=min(PILOT_ROWS, len(rows)), replace=False)
-    chunk = make_chunk(tokens, sample, batch_tokens=batch_tokens, device=device)
-    x = gather(source, chunk)[source.site][: chunk.ends[0]]
-    moments = Moments(x.shape[1], device=x.device)
-    moments.update(x)
-    _refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
+    moments = Moments(len(source.layers) * source.width, device=device)
+    for start in range(0, len(sample), rows_per_chunk):  # no more memory than a chunk of the pass
+        chunk = make_chunk(tokens, sample[start : start + rows_per_chunk], batch_tokens=batch_tokens, device=device)
+        x = gather(source, chunk, sites={source.site})[source.site][: chunk.ends[0]]
+        moments.update(x)
+        _refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
+        del x  # before the next one
     return moments.mean().nan_to_num(0.0).float()
 
 

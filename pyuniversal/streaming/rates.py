@@ -40,7 +40,8 @@ class Rates:
 
     def seconds(self, work: Work, layout: Layout, *, chunks: int) -> float:
         """Of the whole run."""
-        again = layout.runs / max(len({i for key in layout.sweeps or () for i in (key[0], key[2])}), 1) if layout.storage == "sweeps" else 1.0
+        models = {i for group in layout.sweeps for first, _, second in group for i in (first, second)}
+        again = layout.runs / len(models) if models else 1.0
         passing = again * (work.forward_flops / self.forward + work.elements * self.element)
         products = work.product_flops / self.product + layout.moved_bytes * chunks / self.moved
         table = work.baseline_flops / self.single + work.rotation_flops / self.double + 4e-9 * work.pairs + PARTNER * work.partners

@@ -18,11 +18,22 @@ AGAIN = "make it again (of a run: the same command with --overwrite)"
 
 
 def save_state(path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` and `meta` (JSON-able) to `path` as the state of a `kind`."""
+    """Write `tensors` and `meta` (JSON-able) to `path` as the state of a `kind`.
+
+    Raises:
+        FileError: it cannot be written (the disk is full, say); names it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata={"kind": kind, "meta": json.dumps(meta)})
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata={"kind": kind, "meta": json.dumps(meta)})
+        except SafetensorError as error:
+            raise OSError(f"{error}") from error  # which `atomic` puts in words
+        temporary.chmod(mode)  # safetensors' own are for their owner alone, and runs are shared
 
 
 def load_state(

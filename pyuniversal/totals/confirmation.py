@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, InputError
-from ..files import check_fields, read_json, sha256, write_json
+from ..files import check_fields, read_json, sha256, tidy, write_json
 from ._state import check_sources, damaged, load_state, save_state
 from .batch_moments import BatchMoments
 from .pair_sums import PairSums
@@ -105,6 +105,8 @@ class Confirmation:
             counts = [int(p.tokens[batch]) for p in self.pairs.values()]
             save_state(_batch_file(folder, batch), "confirmed batch", tensors, {"identity": self.identity, "tokens": counts})
         self.done.add(batch)
+        if folder is not None and not self.missing():
+            tidy(folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Confirmation:

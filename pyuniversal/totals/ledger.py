@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError
-from ..files import read_json, write_json
+from ..files import check_fields, read_json, write_json, writing
 
 FORMAT = 3
 CURRENT, PREVIOUS = "ledger.json", "ledger.previous.json"
 _PART = r"(?:(?:site|pre|histogram)-\d+|cross-\d+-\d+-\d+|within-\d+-\d+|centre)"
 FILE = re.compile(_PART + r"\.\d+\.safetensors")
 # Files of any generation, and what a kill left of one that was being written; whatever else lies in the folder is the user's.
-OWN = re.compile(FILE.pattern + r"|\." + _PART + r"\.\d+\.safetensors\.\w+\.tmp")
+# (`.tmpXXXXXX` is that of safetensors, which itself writes to a neighbour first.)
+OWN = re.compile(FILE.pattern + r"|\.(?:" + _PART + r"\.\d+\.safetensors|ledger(?:\.previous)?\.json)\.\w+\.tmp|\.tmp[0-9A-Za-z]{6}")
+ENTRY = {"bytes": "a whole number", "sha256": "text", "chunks": "text"}
 AGAIN = "make it again (of a run: the same command with --overwrite)"
 
 
@@ -71,8 +73,9 @@ class Ledger:
             raise FileError(f"{path} has format {named!r}; this version of pyuniversal reads {FORMAT}; {AGAIN}")
         ledger = cls(path.parent)
         try:
-            ledger.generation, ledger.head = int(found["generation"]), dict(found["head"])
-            ledger.entries = {str(name): Entry(**entry) for name, entry in found["parts"].items()}
+            check_fields(found, {"generation": "a whole number", "head": "an object", "parts": "an object"}, path)
+            ledger.generation, ledger.head = found["generation"], found["head"]
+            ledger.entries = {name: Entry(**check_fields(entry, ENTRY, f"{name} of {path}")) for name, entry in found["parts"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileError(f"{path} is damaged ({error!r}); {AGAIN}") from error
         for name, entry in ledger.entries.items():
@@ -116,10 +119,11 @@ class Ledger:
         """Open the next generation."""
         if self.opened:
             return
-        if self._fallen_back:
-            os.replace(self.folder / PREVIOUS, self.folder / CURRENT)
-            self._fallen_back = False
-        (self.folder / PREVIOUS).unlink(missing_ok=True)
+        with writing(self.folder / CURRENT):
+            if self._fallen_back:
+                os.replace(self.folder / PREVIOUS, self.folder / CURRENT)
+                self._fallen_back = False
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
         taken = [int(p.name.split(".")[-2]) for p in self.folder.glob("*.safetensors") if FILE.fullmatch(p.name)]
         self.generation, self.opened = max([self.generation, *taken]) + 1, True
 
@@ -138,10 +142,14 @@ class Ledger:
         old, entries = self.entries, self.entries | self._new
         write_json(self.folder / CURRENT, self._content(entries, self.generation))
         self.entries, self._new, self.opened = entries, {}, False
-        kept = {e.file for e in entries.values()}
-        self._before = set() if final else {e.file for e in old.values()} - kept
+        self._before = set() if final else {e.file for e in old.values()} - {e.file for e in entries.values()}
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove files of ours that no ledger names; a kill may have come before the last commit did."""
+        kept = {e.file for e in (*self.entries.values(), *self._new.values())} | self._before
         for path in self.folder.iterdir():
-            if OWN.fullmatch(path.name) and path.name not in kept | self._before:
+            if OWN.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
 
     def _content(self, entries: dict[str, Entry], generation: int) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, InputError
-from ..ops import Packed
-from ._state import load_state, save_state
+from ..files import check_fields
+from ..ops import PRECISIONS, Packed
+from ._state import check_sources, load_state, save_state
 from .histogram import Histogram
 from .ledger import AGAIN, CURRENT, PREVIOUS, Ledger, from_ranges
 from .moments import Moments
@@ -23,6 +24,7 @@ from .product import Product
 log = logging.getLogger(__name__)
 SEEN: dict[str, Any] = {"site": Moments, "pre": Moments, "histogram": Histogram}  # what is kept of every source, a file each
 SETS = ("r", "test", "all")
+MOST_CHUNKS = 1 << 22  # 69 billion tokens by default; their ids are kept in sets
 Key = tuple[int, int, int]  # (i, number of a layer of source i, j)
 
 
@@ -214,6 +216,8 @@ class Totals:
             self._ledger = Ledger(Path(folder))
             self._dirty.update(name for name, _, _ in self._parts())
             self._dirty.add("centre")
+        elif self.complete and not self.unsaved:  # no save will do it
+            self._ledger.tidy()
 
     def settle(self, keys: Iterable[Key]) -> None:
         """Write products to the folder that was opened and map them from there, so that they take no memory; they count from the next `save` on.
@@ -276,8 +280,14 @@ class Totals:
         ledger = Ledger.read(path)
         head = ledger.head
         try:
-            sources = [SourceInfo(**(s | {"layers": tuple(s["layers"])})) for s in head["sources"]]
-            centre, _ = load_state(ledger.path("centre"), "centre")
+            check_fields(head, {"identity": "an object", "n_chunks": "a whole number", "precision": "text", "seed": "an integer"}, path)
+            if head["precision"] not in PRECISIONS or head["n_chunks"] > MOST_CHUNKS:
+                raise FileError(f"{path} is damaged: there is no precision {head['precision']!r}, or nobody makes {head['n_chunks']:,} chunks; {AGAIN}")
+            sources = [SourceInfo(**s) for s in check_sources(head.get("sources"), path)]
+            centre, _ = load_state(ledger.path("centre"), "centre", tensors={str(i): ((torch.float32,), 1) for i in range(len(sources))})
+            for i, source in enumerate(sources):  # before memory is taken for so many columns
+                if len(centre[str(i)]) != source.columns:
+                    raise FileError(f"{ledger.path('centre')} holds {len(centre[str(i)])} neurons of {source.name}, not {source.columns}; {AGAIN}")
             totals = cls(
                 sources,
                 identity=head["identity"],
@@ -291,6 +301,11 @@ class Totals:
             totals._load_parts(ledger)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path} is damaged ({error!r}); {AGAIN}") from error
+        counts = {_product_name(key): product.tokens for key, product in totals.products.items()} if totals.complete else {}
+        if len(set(counts.values())) > 1:
+            least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+            there = f"{ledger.path(least)} is of {counts[least]:,} tokens, {ledger.path(most)} of {counts[most]:,}"
+            raise FileError(f"{there}: one belongs to another run; {AGAIN}")
         totals._ledger = ledger
         return totals
 

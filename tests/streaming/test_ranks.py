@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from pyuniversal import InputError, ModelSite, Totals, cli, load_model, load_tokens, observe
 from pyuniversal.ops.moments import FIELDS
-from pyuniversal.streaming import Ranks
+from pyuniversal.streaming import Ranks, one_pass
 from pyuniversal.streaming.parts import rank_folders
 
 COMMON = ["--row-tokens", "32", "--chunk-tokens", "128", "--batch-tokens", "64", "--seed", "3"]
@@ -275,7 +275,7 @@ def test_shards_of_the_library(work, alone):
     assert not observe(sources, tokens, shard=(999, 1000), chunk_tokens=128, progress=False).chunks
 
 
-def test_sweeps_go_on_where_a_rank_left_products_unequal(work, alone, tmp_path):
+def test_sweeps_go_on_where_a_rank_left_products_unequal(work, alone, tmp_path, monkeypatch):
     """Rank folders of a run in sweeps hold some products and not others; one process takes them over and adds what is missing, sum by sum."""
     sources = [ModelSite(load_model(work / name)) for name in "ab"]
     tokens, whole = load_tokens(alone / "tokens"), Totals.load(alone / "totals")
@@ -287,7 +287,15 @@ def test_sweeps_go_on_where_a_rank_left_products_unequal(work, alone, tmp_path):
     left = Totals.load(tmp_path / "totals/rank-1")
     assert len(left.added[keys[0]]) == len(range(1, whole.n_chunks, 3))
     assert not left.added[keys[-1]]
+    summed, real = {}, one_pass._add
+
+    def add(group, number, *rest, **more):
+        summed[number] = group.open(number)
+        real(group, number, *rest, **more)
+
+    monkeypatch.setattr(one_pass, "_add", add)
     assert_same_sums(observe(sources, tokens, out=tmp_path / "totals", **options), whole)
+    assert summed == {chunk: keys[4:] if chunk % 3 == 1 else keys for chunk in range(whole.n_chunks) if chunk % 3}, "what is there is not done again"
     assert not rank_folders(tmp_path / "totals")
 
 

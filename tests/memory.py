@@ -1,0 +1,84 @@
+"""A pass in a process of its own, its peak of anonymous memory beside what the plan says: `python memory.py CASE-AS-JSON` prints both in bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+def measured(**case: Any) -> dict[str, float]:
+    """Measure a case in a child process: models (count), layers, width, d_model, storage, chunk_tokens, tokens, memory (bytes of the products' room)."""
+    run = subprocess.run([sys.executable, __file__, json.dumps(case)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+def anonymous() -> int:
+    """Bytes of this process that no file backs."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+class Sampler(threading.Thread):
+    """Samples `anonymous` every 5 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.stopped = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.005):
+            self.peak = max(self.peak, anonymous())
+
+
+def main(case: dict[str, Any]) -> None:
+    import tempfile
+
+    import tiny
+
+    from pyuniversal import ModelSite, load_model, tokenize
+    from pyuniversal import observe as stream
+    from pyuniversal.stages.inputs import shape_of
+    from pyuniversal.streaming import make_plan
+
+    with tempfile.TemporaryDirectory(dir=case.get("scratch")) as scratch:
+        shape = {"n_layer": case["layers"], "n_inner": case["width"], "n_embd": case["d_model"], "n_positions": 256}
+        models = [load_model(tiny.gpt2(Path(scratch) / f"m{seed}", seed=seed, **shape)) for seed in range(case["models"])]
+        text = tiny.sentences(case["tokens"] // 24)
+        corpus = tokenize(text, models[0].tokenizer, out=Path(scratch) / "tokens", row_tokens=256, packing="joined", progress=False)
+        sources = [ModelSite(model) for model in models]
+        options = {"precision": case.get("precision", "int8"), "chunk_tokens": case["chunk_tokens"], "batch_tokens": case.get("batch_tokens", 2048)}
+        plan = make_plan(
+            [shape_of(s.name, s.model.config, s.layers) for s in sources],
+            tokens=case["tokens"], storage=case["storage"], memory=case.get("memory"), out=scratch, loaded=True, measure=False, **options,
+        )  # fmt: skip
+        plan.refuse()
+        sampler = Sampler()
+        before = anonymous()
+        sampler.start()
+        start = time.perf_counter()
+        storage = "resident" if plan.layout.storage == "sweeps" else plan.layout.storage
+        stream(
+            sources,
+            corpus,
+            out=Path(scratch) / "totals",
+            max_tokens=case["tokens"],
+            storage=storage,
+            sweeps=plan.layout.sweeps or None,
+            progress=False,
+            **options,
+        )
+        seconds = time.perf_counter() - start
+        sampler.stopped.set()
+        sampler.join()
+    numbers = {"measured": sampler.peak - before, "planned": plan.memory_bytes, "sweeps": len(plan.layout.sweeps), "seconds": seconds}
+    sys.stdout.write(json.dumps(numbers | {"chunk": plan.shapes.chunk_bytes(), "totals": plan.shapes.totals_bytes}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
