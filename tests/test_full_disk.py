@@ -128,15 +128,15 @@ def test_full_at_every_write_after_the_pass(words, expected, tmp_path, monkeypat
 def test_a_damaged_checkpoint_costs_one_checkpoint(words, expected, tmp_path, monkeypatch, damage):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:  # stopped after the second checkpoint
-        real, chunks = one_pass.make_chunk, []
+        real, seen = one_pass._see, []
 
-        def make_chunk(*args, **options):
-            chunks.append(args)
-            if len(chunks) == 2 + 1 + 2:  # that of the pilot for each model, two others
+        def see(*args):
+            seen.append(args)
+            if len(seen) > 2:
                 raise KeyboardInterrupt
-            return real(*args, **options)
+            return real(*args)
 
-        patch.setattr(one_pass, "make_chunk", make_chunk)
+        patch.setattr(one_pass, "_see", see)
         assert command("observe", words, out).exit_code == 130
     assert Totals.load(out / "totals").chunks == {0, 1}
     named = {path.name.rsplit(".", 2)[0]: path for path in sorted((out / "totals").glob("cross-*"), key=lambda path: int(path.name.split(".")[1]))}
