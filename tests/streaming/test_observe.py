@@ -96,9 +96,17 @@ def test_layers_and_site(folders, tokens):
     assert not torch.equal(pre.site[0].field("mean", "r"), whole.site[0].field("mean", "r"))
 
 
+@pytest.fixture
+def one_pilot():
+    """A pilot so small that each model runs once for it, whatever the chunk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyuniversal.streaming.one_pass.PILOT_ROWS", 4)
+        yield
+
+
 @pytest.mark.parametrize("precision", ["int8", "float32"])
 @pytest.mark.parametrize("stop", [0, 3])
-def test_a_stopped_pass_resumes_to_the_same_bytes(folders, tokens, tmp_path, monkeypatch, precision, stop):
+def test_a_stopped_pass_resumes_to_the_same_bytes(folders, tokens, tmp_path, monkeypatch, one_pilot, precision, stop):
     options = {"precision": precision, "seed": 2, "chunk_tokens": 128, "progress": False}
     whole = observe(sites(folders), tokens, **options)
     assert whole.n_chunks > stop + 2
@@ -148,7 +156,7 @@ def test_every_layout_gives_the_same_bytes(folders, tokens, tmp_path, precision,
 
 
 @pytest.mark.parametrize("stop", [1, 5, 12])
-def test_layouts_may_change_when_a_pass_resumes(folders, tokens, tmp_path, monkeypatch, stop):
+def test_layouts_may_change_when_a_pass_resumes(folders, tokens, tmp_path, monkeypatch, one_pilot, stop):
     options = {"precision": "int8", "seed": 2, "chunk_tokens": 256, "progress": False}
     whole = observe(sites(folders), tokens, **options)
     keys = whole.product_keys()
