@@ -127,12 +127,11 @@ def held(ledger: Path) -> dict[str, set[int]]:
 def test_ctrl_c_of_the_command_itself(inputs, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     text = write_text(tmp_path / "long.jsonl", 4000)
-    command = [sys.executable, "-m", "pyuniversal", *words(inputs, out)[:-1], "--text", str(text)]
+    command = [sys.executable, "-m", "pyuniversal", *words(inputs, out, "disk")[:-1], "--text", str(text)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process:
-        while process.poll() is None and "the products take" not in log.read_text():
+        while process.poll() is None and not (out / "totals" / "ledger.previous.json").exists():
             time.sleep(0.01)
-        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
     told = log.read_text()
