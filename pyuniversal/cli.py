@@ -129,7 +129,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "baseline_draws": {"type": click.IntRange(min=1), "help": "Rotations to average over."},
     "top_k": {"type": click.IntRange(min=1), "help": "Partners kept for every neuron and other model."},
     "null_tokens": {"type": Count(), "help": "At most so many, and a quarter of the run's, with their documents re-paired: best r by chance."},
-    "seed": {"type": int, "help": "Of every draw: order of rows, rounding, rotations."},
+    "seed": {"type": click.IntRange(min=0), "help": "Of every draw: order of rows, rounding, rotations."},
     "device": {"metavar": "DEVICE", "help": "cpu, cuda, cuda:1; auto is cuda where there is one."},
     "dtype": {"type": click.Choice(["float32", "bfloat16", "float16", "float64"]), "help": "What the models compute in."},
     "batch_tokens": {"type": Count(), "help": "Tokens of a forward pass; less needs less memory, results stay the same."},
@@ -218,7 +218,7 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
-RESUMABLE = {"run", "observe", "tokens"}
+RESUMABLE = {"run", "observe", "tokens", "confirm"}
 
 
 @contextlib.contextmanager

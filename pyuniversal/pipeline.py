@@ -337,7 +337,7 @@ def verify(
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Check a finished run: its files against their hashes, its moments, and r of a random thousandth of its neurons against float64, from the models anew.
+    """Check a finished run: its sums against their hashes, its moments, and r of a random thousandth of its neurons against float64, from the models anew.
 
     Args:
         run: folder of the run.

@@ -23,7 +23,7 @@ from crash import Server, differences, kill_at, left
 
 from pyuniversal.totals.ledger import from_ranges
 
-KILLS = int(os.environ.get("PYUNIVERSAL_KILLS", "12"))
+KILLS = int(os.environ.get("PYUNIVERSAL_KILLS", "6"))
 STORAGES = ("resident", "disk", "sweeps")
 
 

@@ -124,10 +124,8 @@ def test_full_at_every_write_after_the_pass(words, expected, tmp_path, monkeypat
     assert told >= {"weights.parquet", "manifest.json", "neurons.parquet", "matches.parquet", "a.csv", "b.csv", "claims.json", "depth.png"}, told
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "gone"])
-def test_a_damaged_checkpoint_costs_one_checkpoint(words, expected, tmp_path, monkeypatch, damage):
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:  # stopped after the second checkpoint
+def stop_after_two_chunks(words: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
         real, seen = one_pass._see, []
 
         def see(*args):
@@ -138,6 +136,12 @@ def test_a_damaged_checkpoint_costs_one_checkpoint(words, expected, tmp_path, mo
 
         patch.setattr(one_pass, "_see", see)
         assert command("observe", words, out).exit_code == 130
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "gone"])
+def test_a_damaged_checkpoint_costs_one_checkpoint(words, expected, tmp_path, monkeypatch, damage):
+    out = tmp_path / "run"
+    stop_after_two_chunks(words, out, monkeypatch)
     assert Totals.load(out / "totals").chunks == {0, 1}
     named = {path.name.rsplit(".", 2)[0]: path for path in sorted((out / "totals").glob("cross-*"), key=lambda path: int(path.name.split(".")[1]))}
     victim = named["cross-0-1-1"]
@@ -153,4 +157,28 @@ def test_a_damaged_checkpoint_costs_one_checkpoint(words, expected, tmp_path, mo
     assert result.exit_code == 0, result.output
     assert str(victim) in result.stderr
     assert "Going back to the checkpoint before it, which holds 1 of 3 chunks" in result.stderr
+    assert differences(left(out), expected) == []
+
+
+def test_a_save_that_fails_after_going_back_leaves_the_older_checkpoint(words, expected, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    stop_after_two_chunks(words, out, monkeypatch)
+    next((out / "totals").glob("cross-0-1-1.2.*")).unlink()
+    with monkeypatch.context() as patch:
+        Full(patch, 3, ("fsync",))
+        assert command("observe", words, out).exit_code == 1
+    assert Totals.load(out / "totals").chunks == {0}
+    assert command("run", words, out).exit_code == 0
+    assert differences(left(out), expected) == []
+
+
+def test_what_a_kill_left_after_the_last_save_goes(words, expected, tmp_path):
+    out = tmp_path / "run"
+    assert command("observe", words, out).exit_code == 0
+    whole = {path.name for path in (out / "totals").iterdir()}
+    newest = max(path for path in (out / "totals").glob("cross-0-1-1.*"))
+    for name in ("cross-0-1-1.0.safetensors", ".cross-0-1-1.2.safetensors.0a1b2c3d.tmp", ".tmpAb3dE9", ".ledger.json.0a1b2c3d.tmp", "mine.safetensors"):
+        shutil.copy(newest, out / "totals" / name)
+    assert command("run", words, out).exit_code == 0
+    assert {path.name for path in (out / "totals").iterdir()} == whole | {"mine.safetensors"}
     assert differences(left(out), expected) == []

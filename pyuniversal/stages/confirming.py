@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import universality
 from ..streaming import choose_rows, confirm_pass, document_batches
+from ..streaming.pairing import spans
 from ..tokens import Tokens
 from ..totals import Totals
 from .inputs import Inputs, clock, note_timings
@@ -16,6 +20,7 @@ from .inputs import Inputs, clock, note_timings
 log = logging.getLogger(__name__)
 
 CANDIDATES = 16  # partners of a neuron that stay in the race when a part of the text goes through the dense product and the rest does not
+STEPS = 4  # that the sums of the candidates are saved in: each takes memory
 CONFIRMED, REFINED = "confirmation", "candidates"  # folders of a run
 
 
@@ -42,7 +47,7 @@ def refine(inputs: Inputs, *, progress: bool) -> None:
             inputs.sources,
             inputs.corpus,
             rows=rows,
-            batch_of_row=document_batches(inputs.corpus, rows, seed=options["seed"]),
+            batch_of_row=document_batches(inputs.corpus, rows, seed=options["seed"], batches=STEPS),
             partners=partners,
             centre=totals.centre,
             out=inputs.folder / REFINED,
@@ -65,7 +70,7 @@ def confirm(inputs: Inputs, *, progress: bool) -> None:
     if not len(rows):
         log.warning("no document of %s was held out: nothing can be confirmed; *_confirmed and *_se stay empty. Give more documents.", corpus.path)
         return
-    found = universality.best_partners(totals, top_k=1, refined=universality.refined(totals, inputs.folder / REFINED))
+    found = universality.best_partners(totals, top_k=1, refined=refined_of(inputs.folder, totals, inputs.options))
     with clock(inputs.timings, "confirm"):
         confirm_pass(
             inputs.sources,
@@ -82,6 +87,11 @@ def confirm(inputs: Inputs, *, progress: bool) -> None:
     note_timings(inputs)
 
 
+def refined_of(folder: Path, totals: Totals, options: Mapping[str, Any]) -> dict[tuple[int, int], universality.Best] | None:
+    """The candidates of a run over all its tokens; None for a run that has none, whatever an earlier one left in its folder."""
+    return None if options.get("dense_tokens") is None else universality.refined(totals, folder / REFINED)
+
+
 def refinement_rows(inputs: Inputs, totals: Totals) -> NDArray[np.integer]:
     """Rows that only the candidates are summed over: those after the dense pass's own."""
     rows = choose_rows(inputs.corpus, max_tokens=inputs.options["max_tokens"], seed=inputs.options["seed"])
@@ -90,7 +100,16 @@ def refinement_rows(inputs: Inputs, totals: Totals) -> NDArray[np.integer]:
 
 def held_out_rows(corpus: Tokens, *, seed: int) -> NDArray[np.integer]:
     """Rows of the documents that were held out, whole documents in a seeded order."""
-    rows = np.flatnonzero(corpus.held_out(seed)[corpus.documents])
+    held = corpus.held_out(seed)
+    rows = np.flatnonzero(held[corpus.documents])
+    if corpus.packing == "joined":  # of a row that several documents share, all must be held out
+        first, last = spans(corpus, rows).T
+        before = np.append(0, np.cumsum(held))
+        rows = rows[before[last + 1] - before[first] == last + 1 - first]
+        log.warning(
+            "with packing \"joined\" rows share documents: %d rows are of held-out documents alone, but the beginnings of these may lie in rows of the run, so "
+            "that the confirmation is not wholly apart from it; packing \"documents\" keeps them apart", len(rows)
+        )  # fmt: skip
     documents = np.random.default_rng([seed, 4]).permutation(np.unique(corpus.documents[rows]))
     place = np.empty(corpus.n_documents, np.int64)
     place[documents] = np.arange(len(documents))

@@ -25,8 +25,10 @@ from ..tokens import Tokens, load_tokens, tokenize
 
 log = logging.getLogger(__name__)
 
-TABLES = (f"{name}.parquet" for name in (*results.TABLES, "weights", "nulls"))
-OURS = ("manifest.json", "totals", "candidates", "confirmation", "tokens", "tables", "figures", "claims.json", *TABLES)
+OURS = (
+    *("manifest.json", "totals", "candidates", "confirmation", "tokens", "tables", "figures", "claims.json", "weights.parquet", "nulls.parquet"),
+    *(f"{name}.parquet" for name in results.TABLES),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Inputs:
     @property
     def dense_tokens(self) -> int | None:
         """At most so many tokens go through the dense pass; None: all."""
-        return self.options["dense_tokens"] or self.options["max_tokens"]
+        limits = [limit for limit in (self.options["dense_tokens"], self.options["max_tokens"]) if limit is not None]
+        return min(limits, default=None)
 
 
 def prepare(
@@ -73,6 +76,11 @@ def prepare(
     """Load the models, tokenise the text."""
     folder = check_writable(out)
     choice("precision", precision, PRECISIONS)
+    if seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {seed}")
+    for name, tokens in (("--max-tokens", max_tokens), ("--dense-tokens", dense_tokens), ("--confirm-tokens", confirm_tokens)):
+        if tokens is not None and tokens < 1:
+            raise InputError(f"{name} must be at least 1, not {tokens}")
     ranks = Ranks.here()
     device = ranks.device(resolve_device(device))
     timings: dict[str, float] = {}

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -37,6 +38,7 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool,
         storage=storage,
         memory=memory,
         out=inputs.folder,
+        disk_held=_held(inputs.folder / "totals"),
         loaded=True,
         processes=inputs.ranks.neighbours,
         measure=False,
@@ -69,6 +71,11 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool,
         manifest["shard"] = list(shard)
     write_json(inputs.folder / "manifest.json", manifest | {"timings": inputs.timings})
     return totals
+
+
+def _held(folder: Path) -> int:
+    """Bytes on the disk that a run which goes on needs not find free: its files, and the next ones in their place."""
+    return 2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.exists() else 0
 
 
 def _weights(sources: Sequence[ModelSite], d_vocab: int) -> pd.DataFrame:

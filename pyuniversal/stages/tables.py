@@ -17,7 +17,7 @@ from ..files import safe_name, tidy, within, write_json
 from ..table import neuron_table, write_tables
 from ..totals import Confirmation, Totals
 from ..totals.confirmation import LEDGER
-from .confirming import CONFIRMED, REFINED
+from .confirming import CONFIRMED, refined_of
 from .inputs import check_table, clock
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         )
     log.info("partners, %d rotations of every layer, table", baseline_draws)
     with clock(timings, "table"):
-        matches = universality.matches(totals, top_k=top_k, refined=universality.refined(totals, folder / REFINED))
+        matches = universality.matches(totals, top_k=top_k, refined=refined_of(folder, totals, manifest["options"]))
         with torch.inference_mode():
             baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed)
         by_model = _weights(folder, totals, "legacy" if legacy else "corrected")
@@ -83,8 +83,8 @@ def _with_confirmation(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both tables with what the held-out documents say; empty columns where nothing was confirmed."""
     state = Confirmation.load(folder) if (folder / LEDGER).exists() else None
-    if state is not None and (state.missing() or state.sources != totals.sources or set(state.pairs) != set(baselines)):
-        log.warning("%s is not complete, or of other models: nothing is taken from it; repeat the command that started the run", folder)
+    if state is not None and (state.missing() or state.sources != totals.sources or set(state.pairs) != set(baselines) or not _chosen(state, totals, matches)):
+        log.warning("%s is not complete, or of other models, tokens or partners: nothing is taken from it; `pyuniversal confirm` makes it", folder)
         state = None
     if state is None:
         return matches.assign(r_confirmed=np.nan, r_se=np.nan), neurons.reindex(columns=[*neurons.columns, *universality.CONFIRMED_COLUMNS])
@@ -94,6 +94,22 @@ def _with_confirmation(
     pairs = pairs.assign(rank=np.int16(0), **{key: pd.Categorical(pairs[key], categories=names) for key in ("model", "other")})
     joined = matches.merge(pairs, how="left", on=[*keys, "rank"], validate="one_to_one")
     return joined, neurons.join(columns)
+
+
+def _chosen(state: Confirmation, totals: Totals, matches: pd.DataFrame) -> bool:
+    """Whether the partners that were confirmed are those of the table, and the text is that of the totals."""
+    if state.identity.get("tokens") != totals.identity["tokens"] or not all(
+        torch.equal(a, b.double()) for a, b in zip(state.centre, totals.centre, strict=True)
+    ):
+        return False
+    best = matches[matches["rank"] == 0]
+    for (i, j), pair in state.pairs.items():
+        partner = pair.partner[:, 0].cpu().numpy()
+        own = best[(best["model"] == totals.sources[i].name) & (best["other"] == totals.sources[j].name)]
+        layer, neuron = universality.label(totals.sources[j], partner[partner >= 0])
+        if not (np.array_equal(layer, own["partner_layer"]) and np.array_equal(neuron, own["partner_neuron"])):
+            return False
+    return True
 
 
 def _weights(folder: Path, totals: Totals, convention: str) -> dict[str, pd.DataFrame]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import results, universality
 from ..streaming import choose_rows, confirm_pass
 from ..totals import Confirmation, Totals
-from .confirming import REFINED, refinement_rows
+from .confirming import refined_of, refinement_rows
 from .inputs import Inputs, reopen
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def verify(
     log.info("the files are those that the ledger names; running the models again for a random thousandth of the neurons")
     chosen = {i: _sample(source.columns, seed=seed, source=i) for i, source in enumerate(totals.sources)}
     rows = choose_rows(inputs.corpus, max_tokens=inputs.dense_tokens, seed=inputs.options["seed"])
-    if (inputs.folder / REFINED).exists():
+    refined = refined_of(inputs.folder, totals, inputs.options) is not None
+    if refined:
         rows = np.concatenate([rows, refinement_rows(inputs, totals)])
     partners = {pair: _only(_partners(finished.matches, totals, *pair), chosen[pair[0]]) for pair in _ordered(len(totals.sources))}
     state = confirm_pass(
@@ -61,7 +62,7 @@ def verify(
         "correlations": len(table),
         "tokens": int(state.moments[0].whole()[0].max()),
         "largest_difference": float(table["difference"].max()) if len(table) else None,
-        "failures": _moments(state, totals, refined=(inputs.folder / REFINED).exists()) + failures,
+        "failures": _moments(state, totals, refined=refined) + failures,
     }
 
 

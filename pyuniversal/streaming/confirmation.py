@@ -117,24 +117,24 @@ def confirm_pass(
         disable=None if progress else True,
     )
     per_chunk = max(1, chunk_tokens // tokens.row_tokens)
-    memory = _Memory()
+    buffers: list[dict[str, Tensor]] = [{} for _ in sources]
     with bar:
         for batch in state.missing():
             for start in range(0, len(own[batch]), per_chunk):
                 chunk = make_chunk(tokens, own[batch][start : start + per_chunk], batch_tokens=batch_tokens, device=device)
-                _add(state, batch, sources, chunk, tokens, memory)
+                _add(state, batch, sources, chunk, tokens, buffers)
                 bar.update(chunk.ends[2])
             state.finish(batch, out)
     return state
 
 
-def _add(state: Confirmation, batch: int, sources: Sequence[Source], chunk: Chunk, tokens: Tokens, memory: _Memory) -> None:
+def _add(state: Confirmation, batch: int, sources: Sequence[Source], chunk: Chunk, tokens: Tokens, buffers: list[dict[str, Tensor]]) -> None:
     """Run every source over a chunk and add its tokens of the set r to one batch of documents."""
     if not chunk.ends[0]:
         return
     seen = []
     for i, source in enumerate(sources):
-        x = memory.gather(i, source, chunk)[: chunk.ends[0]]  # [tokens, columns]
+        x = gather(source, chunk, buffers[i], sites={source.site})[source.site][: chunk.ends[0]]  # [tokens, columns]
         moments = Moments(x.shape[1], device=x.device)
         moments.update(x)
         _refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
@@ -142,24 +142,6 @@ def _add(state: Confirmation, batch: int, sources: Sequence[Source], chunk: Chun
         seen.append(x)
     for (i, j), pair in state.pairs.items():
         pair.update(batch, seen[i], seen[j])
-
-
-class _Memory:
-    """Buffers of `gather`: the correlated site of every source stays until its chunk is done, what comes along with it is overwritten by the next source."""
-
-    def __init__(self) -> None:
-        self.kept: dict[int, Tensor] = {}
-        self.passing: dict[str, Tensor] = {}
-
-    def gather(self, number: int, source: Source, chunk: Chunk) -> Tensor:
-        """The correlated site of a source, [tokens, columns]."""
-        buffers = {site: buffer for site, buffer in self.passing.items() if site != source.site}
-        if number in self.kept:
-            buffers[source.site] = self.kept[number]
-        found = gather(source, chunk, buffers)[source.site]
-        self.kept[number] = buffers.pop(source.site)
-        self.passing |= buffers
-        return found
 
 
 def _resume(out: str | os.PathLike[str], new: Confirmation, device: torch.device | str) -> Confirmation:

@@ -99,6 +99,8 @@ def observe(
 
     totals = begin(out, infos, identity, ranks=ranks, make=make, **where)
     if totals.complete:
+        if out is not None and not ranks.rank:
+            totals.open(out)  # which removes what a kill left there after the last save
         return _enough(totals, tokens)
     own = None if out is None else folder_of(out, ranks.rank)
     if own is not None:

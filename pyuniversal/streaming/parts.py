@@ -55,7 +55,7 @@ def begin(
         if ranks.world > 1:
             raise InputError("several processes need a folder, out, where they leave their sums")
         return make(None)
-    ranks.agree({"identity": identity, "sources": [(s.name, s.site, s.layers, s.width, s.hash) for s in infos]})
+    ranks.agree({"home": torch.device(home).type, "identity": identity, "sources": [(s.name, s.site, s.layers, s.width, s.hash) for s in infos]})
     totals = None
     if ranks.rank == 0:
         totals = resume(out, infos, identity, device=device, home=home) or make(None)
@@ -110,7 +110,14 @@ def adopt(totals: Totals, out: Path, ranks: Ranks, *, device: Any, home: Any) ->
             totals.merge(part, settle=True)
             totals.save(own)
             log.info("took over %d chunks of an earlier rank %d", len(part.chunks), number)
-        shutil.rmtree(folder)
+        _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Remove the folder of a rank; the ledgers first, so that a kill leaves none that names files which are gone."""
+    for name in (CURRENT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def finish(totals: Totals, out: Path | None, ranks: Ranks, *, settle: bool, device: Any, home: Any) -> Totals:
@@ -129,5 +136,5 @@ def _completed(totals: Totals | None, out: Path, ranks: Ranks, *, device: Any, h
     if totals is None:
         totals = Totals.load(out, device=device, home=home)
     for folder in rank_folders(out).values() if ranks.rank == 0 else ():
-        shutil.rmtree(folder)
+        _discard(folder)
     return totals

@@ -142,6 +142,7 @@ def make_plan(
     storage: str = "auto",
     memory: int | None = None,
     out: str | os.PathLike[str] = ".",
+    disk_held: int = 0,
     loaded: bool = False,
     processes: int = 1,
     measure: bool = True,
@@ -162,6 +163,7 @@ def make_plan(
         storage: "auto", or one that must be taken: "resident", "host", "disk", "sweeps".
         memory: bytes that the process may hold on the device in all (what it holds already included); all that is free where None.
         out: a path on the disk that will hold the run.
+        disk_held: bytes of the disk that this run holds already.
         loaded: the models are in memory already.
         processes: that share the host's memory and disk, each with totals of its own.
         measure: measure rates (half a second) for the estimate of the seconds; without, the choice goes by typical ones.
@@ -179,6 +181,7 @@ def make_plan(
     free = available_bytes(device, memory, processes=processes) - weights
     host, disk = (float(room) / processes for room in (psutil.virtual_memory().available, shutil.disk_usage(_existing(out)).free))
     rates = measure_rates(device, shapes) if measure else Rates()
+    disk += disk_held
     room = {"memory": free / SLACK, "host": host, "disk": disk}
     found = [layout for layout in layouts(shapes, memory=free / SLACK, cuda=cuda) if storage in ("auto", layout.storage) or not shapes.product_keys()]
     lacks = {layout.storage: layout.lack(**room) for layout in found}
@@ -186,7 +189,7 @@ def make_plan(
     fitting = [layout for layout in found if lacks[layout.storage] is None]
     chosen = min(fitting or found[:1], key=lambda layout: rates.seconds(work, layout, chunks=chunks))
     table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k)
-    if fitting and not cuda and table > room["memory"]:
+    if fitting and table > (host if cuda else room["memory"]):
         fitting, lacks = [], {"anywhere": f"{table / GB:.1f} GB of memory for the tables ({free / GB:.1f} GB free)"}
     return Plan(
         shapes=shapes,

@@ -101,7 +101,9 @@ class Ranks:
         if self.world > 1:
             mine = torch.tensor(list(bytes.fromhex(sha256(json.dumps(what, sort_keys=True, default=str)))))
             if not torch.equal(self.broadcast(mine.clone()), mine):
-                raise InputError(f"rank {self.rank} has other models, tokens or options than rank 0: give all the same command and the same files")
+                raise InputError(
+                    f"rank {self.rank} has other models, tokens, options or room (then say --storage) than rank 0: give all the same command and the same files"
+                )
 
 
 @contextmanager

@@ -119,6 +119,8 @@ class Ledger:
         """Open the next generation."""
         if self.opened:
             return
+        if self.entries:
+            self.tidy()  # what a kill left of the last generation takes room
         with writing(self.folder / CURRENT):
             if self._fallen_back:
                 os.replace(self.folder / PREVIOUS, self.folder / CURRENT)

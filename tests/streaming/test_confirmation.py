@@ -113,11 +113,11 @@ def test_a_stopped_pass_resumes_to_the_same_bytes(folders, tokens, tmp_path, mon
     made = []
     real = chunks.gather
 
-    def gather(source, *rest):
+    def gather(source, *rest, **more):
         made.append(source.name)
         if len(made) > allowed:
             raise KeyboardInterrupt
-        return real(source, *rest)
+        return real(source, *rest, **more)
 
     monkeypatch.setattr(confirmation, "gather", gather)
     with pytest.raises(KeyboardInterrupt):
