@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,44 @@ def test_confirm_is_a_stage_of_its_own(whole, folders, tokens, tmp_path):
     assert CliRunner().invoke(cli.main, ["confirm", str(tmp_path), "--quiet"]).exit_code == 0
     again = pyuniversal.table_stage(tmp_path, baseline_draws=2, top_k=COLUMNS)
     pd.testing.assert_frame_equal(again.neurons, whole.neurons)
+
+
+def test_what_an_earlier_run_left_in_the_folder_is_not_taken(whole, folders, tokens, tmp_path, caplog, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(whole.path, out)
+    shutil.rmtree(out / "totals")
+    pyuniversal.observe_stage(folders, tokens=tokens, out=out, precision="float64", max_tokens=3_000, chunk_tokens=512, progress=False)
+    table = pyuniversal.table_stage(out, baseline_draws=2, top_k=COLUMNS)
+    assert "is not complete, or of other models, tokens or partners: nothing is taken from it" in caplog.text
+    assert table.neurons["excess_confirmed"].isna().all()
+    assert table.matches["r_confirmed"].isna().all()
+    before = table.nulls["tokens"].max()
+    shutil.rmtree(out / "confirmation")
+    pyuniversal.pipeline.confirm_stage(out, null_tokens=400, progress=False)
+    again = pyuniversal.table_stage(out, baseline_draws=2, top_k=COLUMNS)
+    assert again.neurons["excess_confirmed"].notna().any()
+    assert 0 < again.nulls["tokens"].max() <= 400 < before
+    monkeypatch.setattr("pyuniversal.universality.nulls", lambda *_, **__: pytest.fail("the null that is there is the one asked for"))
+    pyuniversal.pipeline.confirm_stage(out, null_tokens=400, progress=False)
+
+
+def test_candidates_are_of_the_run_that_asked_for_them(folders, tokens, tmp_path):
+    options = {"tokens": tokens, "out": tmp_path, "precision": "float64", "chunk_tokens": 512, "progress": False}
+    dense = pyuniversal.run(folders, dense_tokens=4_000, baseline_draws=2, **options)
+    assert dense.matches["rank"].max() == 15
+    pyuniversal.observe_stage(folders, max_tokens=4_000, **options)
+    plain = pyuniversal.table_stage(tmp_path, baseline_draws=2)
+    assert plain.matches["rank"].max() == 49
+    assert pyuniversal.pipeline.verify(tmp_path, progress=False)["failures"] == []
+
+
+def test_rows_of_joined_documents_are_confirmed_on_only_if_all_of_them_is_held_out(folders, tmp_path, caplog):
+    corpus = tokenize(tiny.sentences(300, seed=1), load_model(folders[0]).tokenizer, out=tmp_path, row_tokens=16, packing="joined", progress=False)
+    held = corpus.held_out(0)
+    rows = held_out_rows(corpus, seed=0)
+    assert 0 < len(rows) < held[corpus.documents].sum()
+    for row in rows:
+        following = corpus.documents[row + 1] if row + 1 < corpus.n_rows else corpus.n_documents - 1
+        last = following if row + 1 == corpus.n_rows or corpus.starts[row + 1] > 0 else following - 1
+        assert held[corpus.documents[row] : last + 1].all()
+    assert f"rows share documents: {len(rows)} rows are of held-out documents alone" in caplog.text
