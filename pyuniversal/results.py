@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         FileError: it is absent or damaged, or names a model as no file can be called.
     """
     file = folder / "manifest.json"
-    manifest = check_fields(read_json(file), {"models": "a list", "tokens": "an object", "options": "an object", "timings": "an object"}, file)
+    manifest = check_fields(read_json(file), {"models": "a list"} | dict.fromkeys(("tokens", "options", "timings", "machine"), "an object"), file)
     try:
         json.dumps(manifest, allow_nan=False)
     except (ValueError, RecursionError) as error:

@@ -183,6 +183,16 @@ class TestRuns:
         assert not list(outside.iterdir())
         assert within(run, "manifest.json") == run / "manifest.json"
 
+    @pytest.mark.parametrize("field", ["models", "tokens", "options", "timings", "machine"])
+    def test_a_manifest_without_what_is_relied_on(self, run, field):
+        manifest = json.loads((run / "manifest.json").read_text())
+        for broken, complaint in ((None, f"its '{field}' is None, not a"), ("remove", f"it has no '{field}'")):
+            content = manifest | {field: broken} if broken is None else {key: value for key, value in manifest.items() if key != field}
+            (run / "manifest.json").write_text(json.dumps(content))
+            for act in (pipeline.open_run, pipeline.table_stage):
+                with pytest.raises(FileError, match=rf"manifest\.json is damaged: {complaint}"):
+                    act(run)
+
     def test_weights_of_another_run(self, run):
         weights = pd.read_parquet(run / "weights.parquet")
         weights[weights["model"] != "a"].to_parquet(run / "weights.parquet", index=False)
@@ -422,3 +432,43 @@ class TestPickles:
         (tmp_path / "d" / file).write_text(json.dumps(content | change))
         with pytest.raises(FileError, match=rf"{file} holds the name '\.\./other.*holds a separator"):
             tokenize(tmp_path / "d", tiny.tokenizer_object(), progress=False)
+
+
+class TestSizes:
+    """Small files that ask for much memory."""
+
+    def test_a_configuration_larger_than_its_weights(self, tmp_path):
+        """transformers would make room for the missing layers, and fill it, before it says that they are missing."""
+        block = 2 * 32 + 16 * 48 + 48 + 16 * 16 + 16 + 16 * 40 + 40 + 40 * 16 + 16
+        assert [(tiny.D_VOCAB + 64) * 16 + layers * block + 32 for layers in (3, 60)] == [14_120, 155_936]
+        folder = tiny.gpt2(tmp_path / "m")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"n_layer": 60}))
+        with pytest.raises(FileError, match=r"the safetensors in .* hold 14,120 numbers, and config\.json describes a model of 155,936\. Copy"):
+            load_model(folder)
+
+    def test_a_line_without_end(self, tmp_path, monkeypatch):
+        """A compressed file of a few bytes can hold a line that fits in no memory."""
+        import gzip
+
+        from pyuniversal.tokens import text_files
+
+        monkeypatch.setattr(text_files, "LONGEST_LINE", 1000)
+        fits = json.dumps({"text": "x" * 900}).encode() + b"\n"
+        (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(fits + b'{"text": "' + b"x" * 1000 + b'"}\n' + fits))
+        with pytest.raises(InputError, match=r"x\.jsonl\.gz, line 2, is a single document of 1,001 characters"):
+            tokenize(tmp_path / "x.jsonl.gz", tiny.tokenizer_object(), progress=False)
+
+    def test_rows_that_a_table_only_claims(self, tmp_path):
+        """The size stands in the footer, and is looked at before a column is read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = tokenize(["the word"] * 3, tiny.tokenizer_object(), out=tmp_path / "t", row_tokens=4, progress=False).path
+        many = pa.array(np.zeros(5_000_000, np.int32))
+        pq.write_table(pa.table(dict.fromkeys(("document", "start", "length"), many)), folder / "rows.parquet")
+        assert (folder / "rows.parquet").stat().st_size < 100_000
+        before = pa.total_allocated_bytes()
+        with pytest.raises(FileError, match=r"rows\.parquet holds 5000000 rows of .*its manifest says"):
+            load_tokens(folder)
+        assert pa.total_allocated_bytes() - before < 1_000_000

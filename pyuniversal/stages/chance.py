@@ -44,7 +44,7 @@ def chance(inputs: Inputs, *, null_tokens: int, memory: int | None, progress: bo
                 inputs.corpus,
                 totals,
                 null_tokens=tokens,
-                budget_bytes=BUDGET if memory is None else min(BUDGET, memory / 4),  # not what is free just now: a repeated run has the same null
+                budget_bytes=BUDGET if memory is None else min(BUDGET, memory / 8),  # not what is free just now: a repeated run has the same null
                 precision=inputs.options["precision"],
                 chunk_tokens=max(inputs.options["chunk_tokens"] // 2, inputs.corpus.row_tokens),
                 batch_tokens=inputs.options["batch_tokens"],
