@@ -18,10 +18,10 @@ def measured(**case: Any) -> dict[str, float]:
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
-def anonymous() -> int:
-    """Bytes of this process that no file backs."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+def anonymous(process: int | str = "self") -> int:
+    """Bytes of a process that no file backs; 0 of one that has ended."""
+    found = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(found[0].split()[1]) * 1024 if found else 0
 
 
 class Sampler(threading.Thread):
