@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..streaming.layout import size
 from ..universality import RULES, THRESHOLD
 
 if TYPE_CHECKING:
@@ -134,17 +135,12 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
         table.add_row(words, f"{plan[f'{key}_flops']:.2e} operations")
     table.add_section()
     for key, words in SIZES.items():
-        table.add_row(words, _size(plan[f"{key}_bytes"]))
+        table.add_row(words, size(plan[f"{key}_bytes"]))
     table.add_row("products", plan["storage_words"])
     table.add_section()
     table.add_row("estimated time", "unknown" if plan["seconds"] is None else _time(plan["seconds"]))
     table.add_row("fits", "yes" if plan["fits"] else "no: take fewer models or layers, or another device")
     return table
-
-
-def _size(count: float) -> str:
-    """Bytes in decimal units."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _time(seconds: float) -> str:

@@ -19,6 +19,11 @@ WORDS = {
 }
 
 
+def size(count: float) -> str:
+    """Bytes as people write them."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 @dataclass(frozen=True)
 class SourceShape:
     """The shape of one source: a model's parameters (all, and those of the blocks alone), how many layers take part, neurons a layer, d_model."""
@@ -112,7 +117,7 @@ class Layout:
         """What it needs and these free bytes do not give, in words; None if it fits."""
         for needs, free, where in ((self.memory_bytes, memory, "memory"), (self.host_bytes, host, "memory of the host"), (self.disk_bytes, disk, "disk")):
             if needs > free:
-                return f"{needs / 1e9:.1f} GB of {where} ({max(free, 0) / 1e9:.1f} GB free)"
+                return f"{size(needs)} of {where} ({size(max(free, 0))} free)"
         return None
 
 

@@ -13,10 +13,9 @@ import psutil
 import torch
 
 from ..errors import InputError, NotEnoughMemoryError
-from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts
+from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts, size
 from .rates import Rates, measure_rates
 
-GB = 1e9
 STORAGES = ("auto", "resident", "host", "disk", "sweeps")
 SLACK = 1.03  # of memory: what allocators leave between
 
@@ -45,7 +44,7 @@ class Plan:
         table_bytes: what the table stage takes; the products are mapped from their files then.
         layout: where the products live during the pass.
         available_bytes: free memory of the device, or what `--memory` leaves of it.
-        host_available_bytes, disk_available_bytes: free memory of the host, free disk.
+        disk_available_bytes: free disk.
         lacks: where nothing fits, what each storage lacks.
         seconds: estimate of the whole; None where no rate was measured.
     """
@@ -57,7 +56,6 @@ class Plan:
     table_bytes: float
     layout: Layout
     available_bytes: float
-    host_available_bytes: float
     disk_available_bytes: float
     lacks: tuple[tuple[str, str], ...]
     seconds: float | None
@@ -101,9 +99,10 @@ class Plan:
         if self.fits:
             return
         needs = "; ".join(f"products {storage}: {lack}" for storage, lack in self.lacks)
+        nothing = " --memory leaves nothing beyond what the process holds already." if self.available_bytes <= 0 else ""
         raise NotEnoughMemoryError(
-            f"this run does not fit on {self.device}. Its products take {self.shapes.totals_bytes / GB:.1f} GB, a chunk in work "
-            f"{self.shapes.chunk_bytes() / GB:.1f} GB, the models {self.weights_bytes / GB:.1f} GB, the tables {self.table_bytes / GB:.1f} GB. "
+            f"this run does not fit on {self.device}.{nothing} Its products take {size(self.shapes.totals_bytes)}, a chunk in work "
+            f"{size(self.shapes.chunk_bytes())}, the models {size(self.weights_bytes)}, the tables {size(self.table_bytes)}. "
             f"Needed with {needs}. Cheaper: {self._cheaper()}."
         )
 
@@ -123,7 +122,7 @@ class Plan:
         words = []
         for name, smaller in options.items():
             least = min(layout.memory_bytes for layout in layouts(smaller, memory=0, cuda=self.device != "cpu"))
-            words.append(f"{name} needs {(SLACK * least + self.weights_bytes) / GB:.1f} GB of memory")
+            words.append(f"{name} needs {size(SLACK * least + self.weights_bytes)} of memory")
         return ", ".join(words)
 
 
@@ -190,7 +189,7 @@ def make_plan(
     chosen = min(fitting or found[:1], key=lambda layout: rates.seconds(work, layout, chunks=chunks))
     table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k)
     if fitting and table > (host if cuda else room["memory"]):
-        fitting, lacks = [], {"anywhere": f"{table / GB:.1f} GB of memory for the tables ({free / GB:.1f} GB free)"}
+        fitting, lacks = [], {"anywhere": f"{size(table)} of memory for the tables ({size(free)} free)"}
     return Plan(
         shapes=shapes,
         device=device,
@@ -199,7 +198,6 @@ def make_plan(
         table_bytes=table,
         layout=chosen,
         available_bytes=free + weights,
-        host_available_bytes=host,
         disk_available_bytes=disk,
         lacks=() if fitting else tuple((name, str(lack)) for name, lack in lacks.items()),
         seconds=rates.seconds(work, chosen, chunks=chunks) if measure else None,
