@@ -18,7 +18,7 @@ import pyuniversal
 from pyuniversal import NotEnoughMemoryError, pipeline, zoo
 from pyuniversal.streaming import make_plan
 from pyuniversal.streaming.layout import Shapes, SourceShape, layouts
-from pyuniversal.streaming.plan import SLACK
+from pyuniversal.streaming.plan import LIMITED
 from pyuniversal.streaming.rates import Rates
 
 MB = 1_000_000
@@ -102,7 +102,7 @@ def test_layouts_of_the_zoo_leave_the_same_bytes(zoo_options, tmp_path, caplog):
     models = zoo.models()[:3]
     plan = pipeline.plan(models, tokens=zoo.tokens(), max_tokens=20_000, chunk_tokens=4096)
     # A limit that all products do not keep and some at a time do, beyond what the process holds and the models, 20 MB, take.
-    room = 20 * MB + SLACK * (plan.layout.memory_bytes - 0.75 * plan.shapes.totals_bytes)
+    room = 20 * MB + LIMITED * (plan.layout.memory_bytes - 0.75 * plan.shapes.totals_bytes)
     found = {}
     for name, how in {"resident": {"storage": "resident"}, "disk": {"storage": "disk"}, "limit": {}}.items():
         held = psutil.Process().memory_full_info().uss
@@ -138,4 +138,4 @@ def test_one_gigabyte_for_the_zoo(tmp_path):
     told = log.read_text()
     assert process.returncode == 0, told
     assert "sweeps over the tokens" in told or "on disk" in told
-    assert peak < 1.15 * 1_000 * MB, f"{peak / 1e6:.0f} MB"  # as near as the plan comes; libraries for tables and figures are loaded after it
+    assert peak < 1_000 * MB, f"{peak / 1e6:.0f} MB"
