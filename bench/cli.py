@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyuniversal.cli import Count
+from pyuniversal.cli_types import Count
 
 if TYPE_CHECKING:
     from .trial import Setting
