@@ -18,9 +18,8 @@ from .rates import Rates, measure_rates
 
 STORAGES = ("auto", "resident", "host", "disk", "sweeps")
 SLACK = 1.03  # of memory: what allocators leave between
-LIMITED = (
-    1.15  # under a limit that was asked for: as far as a pass may be above its plan (tests/streaming/test_plan.py), so that it keeps the limit all the same
-)
+# Under a limit that was asked for: as far as a pass may be above its plan (tests/streaming/test_plan.py), so that it keeps the limit all the same.
+LIMITED = 1.15
 
 
 @dataclass(frozen=True)
