@@ -62,6 +62,16 @@ def test_sweeps_are_as_few_as_fit():
         assert held + both.chunk_bytes(sorted({i for key in (*one, other[0]) for i in (key[0], key[2])})) > room
 
 
+def test_a_limit_leaves_room_for_what_the_plan_may_be_wrong_by():
+    sources = [SourceShape(name, 10**6, 10**6, layers=4, width=2048, d_model=256) for name in "ab"]
+    options = {"tokens": 10**6, "chunk_tokens": 4096, "loaded": True, "measure": False}
+    needs = make_plan(sources, storage="resident", **options).layout.memory_bytes
+    held = psutil.Process().memory_full_info().uss
+    tight, wide = (make_plan(sources, memory=int(held + factor * needs), **options).layout.storage for factor in (1.08, 1.25))
+    assert tight != "resident"
+    assert wide == "resident"
+
+
 @pytest.mark.parametrize("memory", [0, 1e9])
 def test_seconds_count_a_model_once_for_each_sweep(memory):
     both = shapes(A, B)
