@@ -131,7 +131,7 @@ def test_ctrl_c_of_the_command_itself(inputs, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     # A shell without a terminal starts what runs behind it deaf to Ctrl-C, and Python heeds that.
     hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment, preexec_fn=hear) as process:
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path, preexec_fn=hear) as process:
         while process.poll() is None and not (out / "totals" / "ledger.previous.json").exists():
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

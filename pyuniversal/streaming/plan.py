@@ -245,8 +245,14 @@ def available_bytes(device: str, memory: int | None, *, processes: int = 1) -> f
     free = free_bytes(device) / (1 if torch.device(device).type == "cuda" else processes)
     if memory is None:
         return float(free)
-    held = torch.cuda.memory_reserved(device) if torch.device(device).type == "cuda" else psutil.Process().memory_full_info().uss
+    held = torch.cuda.memory_reserved(device) if torch.device(device).type == "cuda" else _held()
     return float(min(free, memory - held))
+
+
+def _held() -> int:
+    """Memory of this process that no file backs: what is mapped from files, such as libraries, the system takes back when it needs it."""
+    found = psutil.Process().memory_info()
+    return int(found.rss - getattr(found, "shared", 0))
 
 
 def free_bytes(device: str) -> int:
