@@ -15,6 +15,11 @@ import pytest
 for variable, value in {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}.items():
     os.environ.setdefault(variable, value)
 
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # where there is no GPU the kernels are interpreted, on tensors in host memory
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ISAS = ("generic", "avx2", "avx512f", "avx512vnni")
 LENSES = (3, 4)
@@ -65,8 +70,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             pytest.skip(f"cpu: this machine or this build has no {chosen.isa}")
         monkeypatch.setenv("PYUNIVERSAL_ISA", chosen.isa)
     if chosen.device == "cuda":
-        import torch
-
         if not torch.cuda.is_available():
             pytest.skip(f"{chosen.name}: this machine has no CUDA device")
     return chosen
