@@ -6,7 +6,7 @@ from .base import SITES, Model, ModelConfig
 from .folding import LayerWeights, Weights
 from .hf import HFModel
 from .lens import BridgeModel, HookedModel
-from .loading import load_config, load_model
+from .loading import find_device, load_config, load_model
 from .names import ALIASES
 from .tokenizers import check_tokenizers, load_tokenizer
 
@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "Weights",
     "check_tokenizers",
+    "find_device",
     "load_config",
     "load_model",
     "load_tokenizer",

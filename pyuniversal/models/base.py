@@ -61,6 +61,7 @@ class Model(ABC):
         self.source = source
         self.config = config
         self.tokenizer = tokenizer
+        self.tf32 = False  # whether float32 products on a GPU take TF32 operands
 
     def __repr__(self) -> str:
         """Label, kind, architecture and sizes."""
@@ -107,8 +108,11 @@ class Model(ABC):
 
     @cached_property
     def weight_hash(self) -> str:
-        """64 hex digits: sha256 over name, dtype, shape and bytes of every weight, by name. Computed once: ask before changing weights, not after."""
-        digest = hashlib.sha256()
+        """64 hex digits: sha256 over name, dtype, shape and bytes of every weight, by name, and over "tf32" where products are so.
+
+        Computed once: ask before changing weights, not after.
+        """
+        digest = hashlib.sha256(b"tf32" if self.tf32 else b"")
         for name, tensor in sorted(self._state().items()):
             if isinstance(tensor, Tensor):
                 digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -124,12 +128,12 @@ class Model(ABC):
         Raises:
             InputError: the wrong shape or dtype, a row longer than the context, an id outside the vocabulary.
         """
-        with torch.no_grad(), _evaluating(*self._roots()):
+        with torch.no_grad(), _evaluating(*self._roots()), tf32_products(self.tf32):
             self._run(self._checked(tokens), logits=False)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Run the whole model; [rows, positions, d_vocab] in the model's dtype. Arguments and errors as for `forward`."""
-        with torch.no_grad(), _evaluating(*self._roots()):
+        with torch.no_grad(), _evaluating(*self._roots()), tf32_products(self.tf32):
             logits = self._run(self._checked(tokens), logits=True)
         assert logits is not None
         return logits
@@ -203,6 +207,17 @@ class Model(ABC):
             found = f"token ids {int(tokens.min())} to {int(tokens.max())}"
             raise InputError(f"{found} do not fit {self.label}, which has {c.d_vocab}. Tokenise the text with its own tokenizer.")
         return tokens.to(self.device)
+
+
+@contextmanager
+def tf32_products(on: bool) -> Iterator[None]:
+    """Inside the `with` block float32 products on CUDA round their operands to 10 bits of mantissa, if `on`; torch's own setting comes back afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = on or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

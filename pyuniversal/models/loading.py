@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_LABEL = 100
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE} | {"tf32": torch.float32}
 
 
 def load_model(
@@ -45,7 +45,7 @@ def load_model(
             and only safetensors are loaded.
         tokenizer: an object, folder or name; by default the one beside the model or in the object.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is "cuda" where there is one. An object stays on its own device and in its own dtype.
-        dtype: "float32", "float64", "bfloat16" or "float16", whatever the files hold.
+        dtype: "float32", "float64", "bfloat16" or "float16", whatever the files hold; or "tf32": float32, its products on a CUDA GPU of TF32 operands.
         label: how files and tables name the model; by default the folder's name, or the name with "/" as "_".
         revision: branch, tag or commit on the hub.
         trust_remote_code: run Python code that comes with the model or tokenizer.
@@ -59,7 +59,7 @@ def load_model(
     if isinstance(model, Model):
         return model
     if isinstance(model, str | os.PathLike):
-        loaded = _from_folder(model, tokenizer, _device(device), _dtype(dtype), label, revision, trust_remote_code)
+        loaded = _from_folder(model, tokenizer, find_device(device), dtype, label, revision, trust_remote_code)
     else:
         loaded = _from_object(model, tokenizer, label, trust_remote_code)
     check_model(loaded)
@@ -92,9 +92,19 @@ def _sizes(folder: Path, source: str, trust_remote_code: bool) -> tuple[Any, Mod
 
 
 def _from_folder(
-    model: str | os.PathLike[str], tokenizer: Any, device: torch.device, dtype: torch.dtype, label: str | None, revision: str | None, trust_remote_code: bool
+    model: str | os.PathLike[str],
+    tokenizer: Any,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    label: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> HFModel:
     from transformers import AutoModelForCausalLM
+
+    weights = _dtype(dtype)
+    if (tf32 := dtype == "tf32") and device.type != "cuda":
+        raise InputError(f"tf32 is a way of CUDA GPUs to multiply; on {device.type} choose float32.")
 
     source = os.fspath(model)
     folder = find_folder(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -108,7 +118,7 @@ def _from_folder(
         module, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=weights,
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
@@ -119,7 +129,9 @@ def _from_folder(
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise FileError(f"the safetensors in {folder} lack {len(report['missing_keys'])} of the model's weights ({some}). Copy or download the model again.")
     name = label if label is not None else Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else source
-    return HFModel(module.to(device).eval(), label=safe_label(name), source=source, tokenizer=tokenizer)
+    loaded = HFModel(module.to(device).eval(), label=safe_label(name), source=source, tokenizer=tokenizer)
+    loaded.tf32 = tf32
+    return loaded
 
 
 def _from_object(model: object, tokenizer: Any, label: str | None, trust_remote_code: bool) -> Model:
@@ -154,7 +166,12 @@ def safe_label(name: str) -> str:
     return f"_{label}" if unsafe(label) else label  # con, nul, aux.v2: devices on Windows
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """The device that a word means; "auto" is "cuda" where there is one.
+
+    Raises:
+        InputError: there is no such device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GPTNeoConfig
 
 from pyuniversal.errors import FileError, InputError, PyUniversalError
 from pyuniversal.models import HFModel, check_tokenizers, load_config, load_model, load_tokenizer
+from pyuniversal.models.base import tapped
 from pyuniversal.models.loading import safe_label
 
 TOKENS = tiny.token_rows(2, 12)
@@ -83,6 +85,24 @@ class TestFolders:
         refusal(InputError, folder, "no device 'gpu'", "auto, cpu or cuda", device="gpu")
         if not torch.cuda.is_available():
             refusal(InputError, folder, "'cuda:3'", "no CUDA GPU", "device='cpu'", device="cuda:3")
+
+    def test_tf32_is_on_while_the_model_runs_and_changes_its_hash(self, folder: Path) -> None:
+        refusal(InputError, folder, "tf32 is a way of CUDA GPUs", "on cpu choose float32", dtype="tf32")
+        plain, rounded = load_model(folder), load_model(folder)
+        rounded.tf32 = True
+        assert rounded.weight_hash != plain.weight_hash
+        seen = []
+        for model, run in itertools.product((plain, rounded), ("forward", "logits")):
+            with tapped(model._mlp_output(0), lambda _: seen.append(torch.backends.cuda.matmul.allow_tf32)):
+                getattr(model, run)(TOKENS)
+        assert seen == [False, False, True, True]
+
+        def fail(_: object) -> None:
+            raise KeyError
+
+        with pytest.raises(KeyError), tapped(rounded._mlp_output(0), fail):
+            rounded.forward(TOKENS)
+        assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def no_config(folder: Path) -> Path:
