@@ -14,7 +14,7 @@ import click
 from pyuniversal.cli_types import Count
 
 if TYPE_CHECKING:
-    from .trial import Setting
+    pass
 
 # Case -> module of this folder whose `trials(setting)` yields it; imported when it is asked for, so that --help is quick.
 CASES: dict[str, str] = {
@@ -29,7 +29,8 @@ CASES: dict[str, str] = {
     "correlate": "correlate",
     "run": "run",
 }
-BY_NAME_ONLY = ("run", "profile")  # they take long
+BY_NAME_ONLY = ("run",)  # it takes long
+ALONE = ("profile", "plan", "forward", "scale")  # no contenders and rows of their own kind, or none; by name only
 
 
 class CaseName(click.ParamType):
@@ -38,10 +39,10 @@ class CaseName(click.ParamType):
     name = "case"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        for known in (*CASES, "profile"):
+        for known in (*CASES, *ALONE):
             if value.rstrip("_") == known.rstrip("_"):
                 return known
-        self.fail(f"{value!r} is none of {', '.join((*CASES, 'profile'))}.", param, ctx)
+        self.fail(f"{value!r} is none of {', '.join((*CASES, *ALONE))}.", param, ctx)
 
 
 @click.command(
@@ -53,7 +54,10 @@ Examples:
   python -m bench product_ --quick --no-save              does it work at all? Small shapes, numbers without meaning
   python -m bench product_ --backend cuda --repeats 20
   python -m bench run --tokens 65_536                     the whole line at the shape of GPT2-small, beside the study's way
-  python -m bench profile --tokens 100k                   where the time of a run on the embedded models goes""",
+  python -m bench profile --tokens 100k                   where the time of a run on the embedded models goes
+  python -m bench plan                                    how long runs take beside what their plans say
+  python -m bench forward                                 forward passes by dtype: speed, and what they change in r
+  python -m bench scale                                   predicted times on 1, 8 and 64 H100s""",
 )
 @click.argument("cases", nargs=-1, type=CaseName(), metavar="[CASE]...")
 @click.option("--backend", type=click.Choice(["cpu", "cuda", "triton", "reference"]), help="Only this one; by default all that run on the device.")
@@ -79,8 +83,8 @@ def main(
 ) -> None:
     """Check implementations against float64, time them beside the naive ways in the same process, write one row for each.
 
-    CASE is an op (moments_, histogram_, dyadic_histogram_, token_sums_, pair_sums_, quantize, product_, summarize_correlation), correlate, run or profile;
-    all but the last two by default. A contender that computes something wrong ends the bench: it gets no row.
+    CASE is an op (moments_, histogram_, dyadic_histogram_, token_sums_, pair_sums_, quantize, product_, summarize_correlation), correlate, run, profile, plan,
+    forward or scale; all but the last five by default. A contender that computes something wrong ends the bench: it gets no row.
     """
     import torch
 
@@ -94,8 +98,11 @@ def main(
     cases = tuple(dict.fromkeys(cases)) or tuple(name for name in CASES if name not in BY_NAME_ONLY)
     made: list[dict[str, Any]] = []
     for name in cases:
-        if name == "profile":
-            _print(_profile(setting))
+        if name in ALONE:
+            rows, shown = getattr(import_module(f"bench.{name}"), name)(setting)
+            if save and rows:
+                _append(out or results_file(setting.device), rows)
+            _print(shown)
             continue
         for trial in import_module(f"bench.{CASES[name]}").trials(setting):
             if trial.ours:
@@ -108,7 +115,7 @@ def main(
             del trial  # the next one is made when there is room again
     if made:
         _print(_table(made))
-    elif set(cases) != {"profile"}:
+    elif not set(cases) & {*ALONE}:
         raise click.ClickException("nothing was measured: no case runs so")
 
 
@@ -126,12 +133,6 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-
-
-def _profile(setting: Setting) -> Any:
-    from .profile import profile
-
-    return profile(setting)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -35,10 +35,10 @@ def identity(device: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of the clone, with "-dirty" where tracked files differ from it (results aside); None outside of git."""
+    """Commit of the clone, with "-dirty" where tracked files differ from it (results aside); outside of git what PYUNIVERSAL_COMMIT says, or None."""
     head = _git("rev-parse", "HEAD")
     if head is None:
-        return None
+        return os.environ.get("PYUNIVERSAL_COMMIT") or None
     return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results") else "")
 
 

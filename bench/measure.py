@@ -43,9 +43,9 @@ def _check(trial: Trial, contenders: Mapping[str, Contender], setting: Setting) 
     assert trial.verify is not None
     errors, calls = {}, {}
     for name, contender in contenders.items():
-        start = _now(setting.device)
+        start = now(setting.device)
         result = contender.run()
-        calls[name] = 1 if setting.quick else max(1, min(100, round(SAMPLE_SECONDS / (_now(setting.device) - start))))
+        calls[name] = 1 if setting.quick else max(1, min(100, round(SAMPLE_SECONDS / (now(setting.device) - start))))
         try:
             errors[name] = trial.verify(name, result)
         except WrongResultError as error:
@@ -58,17 +58,17 @@ def _interleave(contenders: Mapping[str, Contender], calls: Mapping[str, int], r
     samples: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repeats):
         for name, contender in contenders.items():
-            start, cpu = _now(device), time.process_time()
+            start, cpu = now(device), time.process_time()
             for _ in range(calls[name]):
                 result = contender.run()
-            seconds, cpu = (_now(device) - start) / calls[name], (time.process_time() - cpu) / calls[name]
+            seconds, cpu = (now(device) - start) / calls[name], (time.process_time() - cpu) / calls[name]
             for label, value in (contender.split(result) if contender.split else {name: seconds}).items():
                 samples.setdefault(label, []).append((value, cpu))
             del result  # before the next contender makes its own
     return samples
 
 
-def _now(device: str) -> float:
+def now(device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()

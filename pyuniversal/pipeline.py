@@ -146,7 +146,7 @@ def run(
         stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
     stages.chance(inputs, null_tokens=null_tokens, memory=memory, progress=progress)
-    finished = stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
+    finished = stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy, device=device)
     inputs.ranks.wait()  # those that follow
     return finished
 
@@ -231,6 +231,7 @@ def table_stage(
     top_k: int = 50,
     seed: int = 0,
     legacy: bool = False,
+    device: str = "auto",
 ) -> Run:
     """Make partners, neuron table, CSVs and figures (again) of the sums that `observe_stage` left in `out`; no model is run. Arguments as of `run`.
 
@@ -240,7 +241,7 @@ def table_stage(
     """
     from . import stages
 
-    return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy)
+    return stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy, device=device)
 
 
 def plan(
@@ -253,6 +254,7 @@ def plan(
     precision: str = "int8",
     baseline_draws: int = 5,
     top_k: int = 50,
+    null_tokens: int = 1_000_000,
     device: str = "auto",
     dtype: str = "float32",
     batch_tokens: int = 2_048,
@@ -280,6 +282,7 @@ def plan(
         precision=precision,
         baseline_draws=baseline_draws,
         top_k=top_k,
+        null_tokens=null_tokens,
         device=device,
         dtype=dtype,
         batch_tokens=batch_tokens,

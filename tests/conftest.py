@@ -69,9 +69,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         if chosen.isa not in _C.instruction_sets():
             pytest.skip(f"cpu: this machine or this build has no {chosen.isa}")
         monkeypatch.setenv("PYUNIVERSAL_ISA", chosen.isa)
-    if chosen.device == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip(f"{chosen.name}: this machine has no CUDA device")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip(f"{chosen.name}: this machine has no CUDA device")
     return chosen
 
 
@@ -114,5 +113,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and (broken := needs(item) & required(item.config)):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        report.outcome, report.longrepr = "failed", f"{', '.join(sorted(broken))}, but: {reason}"
+        if not reason.endswith("not implemented"):  # in no table: there is nothing to fail. tests/ops/test_op.py says which op has what
+            report.outcome, report.longrepr = "failed", f"{', '.join(sorted(broken))}, but: {reason}"
     return report

@@ -46,6 +46,10 @@ class Columns:
         """The neurons that `index` picks."""
         return Columns(*(field[index] for field in vars(self).values()))
 
+    def to(self, device: torch.device | str) -> Columns:
+        """The same on a device."""
+        return Columns(*(field.to(device) for field in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class Correlations:
@@ -69,6 +73,10 @@ class Correlations:
     var: Tensor
     skew: Tensor
     kurt: Tensor
+
+    def to(self, device: torch.device | str) -> Correlations:
+        """The same on a device."""
+        return Correlations(*(field.to(device) for field in vars(self).values()))
 
 
 def check(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> None:

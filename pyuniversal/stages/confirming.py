@@ -34,7 +34,7 @@ def refine(inputs: Inputs, *, progress: bool) -> None:
     if not len(rows):
         log.warning("the dense pass took the whole text: nothing is left for its candidates; give more text or fewer --dense-tokens")
         return
-    partners = {(i, j): found.top_index for i, j, found in universality.summaries(totals, top_k=CANDIDATES)}
+    partners = {(i, j): found.top_index for i, j, found in universality.summaries(totals, top_k=CANDIDATES, device=inputs.options["device"])}
     tokens = int(inputs.corpus.lengths[rows].sum())
     cells = sum(product.total.numel() for product in totals.products.values())
     pairs = sum(partner.numel() for partner in partners.values())
@@ -70,7 +70,8 @@ def confirm(inputs: Inputs, *, progress: bool) -> None:
     if not len(rows):
         log.warning("no document of %s was held out: nothing can be confirmed; *_confirmed and *_se stay empty. Give more documents.", corpus.path)
         return
-    found = universality.best_partners(totals, top_k=1, refined=refined_of(inputs.folder, totals, inputs.options))
+    refined = refined_of(inputs.folder, totals, inputs.options)
+    found = universality.best_partners(totals, top_k=1, refined=refined, device=inputs.options["device"])
     with clock(inputs.timings, "confirm"):
         confirm_pass(
             inputs.sources,

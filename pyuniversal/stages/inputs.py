@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import results, universality, zoo
 from ..errors import FileError, InputError
 from ..files import check_fields, check_writable, read_json, write_json
-from ..models import Model, check_tokenizers, load_model
+from ..models import Model, check_tokenizers, find_device, load_model
 from ..ops import PRECISIONS
 from ..sources import ModelSite
 from ..streaming import Ranks, SourceShape
@@ -168,8 +166,8 @@ def choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """What "auto" stands for here."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """What "auto" stands for here; a device that is not here is refused."""
+    return str(find_device(device))
 
 
 def load_models(models: Sequence[Any] | None, **options: Any) -> list[Model]:

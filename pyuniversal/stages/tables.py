@@ -18,20 +18,21 @@ from ..table import neuron_table, write_tables
 from ..totals import Confirmation, Totals
 from ..totals.confirmation import LEDGER
 from .confirming import CONFIRMED, refined_of
-from .inputs import check_table, clock
+from .inputs import check_table, clock, resolve_device
 
 log = logging.getLogger(__name__)
 
 FEW_TOKENS = 10_000
 
 
-def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, top_k: int, seed: int, legacy: bool) -> results.Run:
+def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, top_k: int, seed: int, legacy: bool, device: str) -> results.Run:
     """Everything after the totals."""
     folder = Path(out)
     check_table(baseline=baseline, baseline_draws=baseline_draws, top_k=top_k)
     if not (folder / "manifest.json").exists():
         raise FileError(f"{folder} holds no complete pass (there is no manifest.json in it); `pyuniversal observe` makes one")
     manifest = results.read_manifest(folder)
+    device = resolve_device(device)
     totals = Totals.load(folder / "totals")
     for source in totals.sources:
         safe_name(source.name, folder / "totals" / "ledger.json")
@@ -52,9 +53,9 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         )
     log.info("partners, %d rotations of every layer, table", baseline_draws)
     with clock(timings, "table"):
-        matches = universality.matches(totals, top_k=top_k, refined=refined_of(folder, totals, manifest["options"]))
+        matches = universality.matches(totals, top_k=top_k, refined=refined_of(folder, totals, manifest["options"]), device=device)
         with torch.inference_mode():
-            baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed)
+            baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed, device=device)
         by_model = _weights(folder, totals, "legacy" if legacy else "corrected")
         neurons = neuron_table(totals, matches, by_model, baselines, legacy=legacy)
         matches, neurons = _with_confirmation(folder / CONFIRMED, totals, matches, neurons, baselines)

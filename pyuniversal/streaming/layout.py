@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..totals import Key
 
 BYTES = {"int8": 1, "bf16": 2, "float32": 4, "float64": 8}
-DTYPE_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "tf32": 4}
 # A neuron's streaming state: float64 moments (8 fields; 3 token sets of the site and one of the pre-activation) and 257 counts.
 STATE_BYTES = 4 * 8 * 8 + 257 * 8
 WORDS = {

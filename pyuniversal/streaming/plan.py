@@ -14,25 +14,37 @@ import torch
 
 from ..errors import InputError, NotEnoughMemoryError
 from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts, size
-from .rates import Rates, measure_rates
+from .rates import NULL_DRAWS, Rates, measure_rates
 
 STORAGES = ("auto", "resident", "host", "disk", "sweeps")
 SLACK = 1.03  # of memory: what allocators leave between
 # Under a limit that was asked for: as far as a pass may be above its plan (tests/streaming/test_plan.py), so that it keeps the limit all the same.
 LIMITED = 1.15
+# As stages and universality have them: the run's tokens for one that confirms, and for one of the null; neurons that the null samples of a layer.
+HELD_OUT, NULL_SHARE, NULL_SAMPLE = 9, 4, 400
 
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of a run; a multiplication and an addition are two. `elements`: activations of the correlated sites, once over the tokens."""
+    """Operations of a run; a multiplication and an addition are two. `elements`: activations of the correlated sites, once over the tokens.
+
+    confirmed_tokens: of held-out documents, which run once more for the partners alone. null_tokens: those that run once more, re-paired, with
+    `null_flops` in products.
+    """
 
     tokens: int
+    confirmed_tokens: int
+    null_tokens: int
     forward_flops: float
     product_flops: float
+    null_flops: float
     baseline_flops: float
     rotation_flops: float
     elements: float
     pairs: float  # numbers in the products of different models
+    totals_bytes: float  # of all products
+    neurons: float  # of all models
+    choices: float  # neurons times the other models: so many partners are confirmed
     partners: float  # kept in the table of matches
 
 
@@ -48,7 +60,7 @@ class Plan:
         available_bytes: free memory of the device, or what `--memory` leaves of it.
         disk_available_bytes: free disk.
         lacks: where nothing fits, what each storage lacks.
-        seconds: estimate of the whole; None where no rate was measured.
+        phases: estimated seconds of each part of the run, under the names that its manifest gives the measured ones; None where no rate was measured.
     """
 
     shapes: Shapes
@@ -60,7 +72,12 @@ class Plan:
     available_bytes: float
     disk_available_bytes: float
     lacks: tuple[tuple[str, str], ...]
-    seconds: float | None
+    phases: dict[str, float] | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimate of the whole run."""
+        return None if self.phases is None else sum(self.phases.values())
 
     @property
     def memory_bytes(self) -> float:
@@ -85,7 +102,6 @@ class Plan:
             "sweeps": max(len(self.layout.sweeps), 1),
             "layout": layout,
             "weights_bytes": self.weights_bytes,
-            "totals_bytes": self.shapes.totals_bytes,
             "chunk_bytes": self.shapes.chunk_bytes(),
             "table_bytes": self.table_bytes,
             "memory_bytes": self.memory_bytes,
@@ -93,6 +109,7 @@ class Plan:
             "disk_bytes": self.layout.disk_bytes,
             "disk_available_bytes": self.disk_available_bytes,
             "seconds": self.seconds,
+            "phases": self.phases,
             "fits": self.fits,
         }
 
@@ -139,6 +156,7 @@ def make_plan(
     batch_tokens: int = 2_048,
     baseline_draws: int = 5,
     top_k: int = 50,
+    null_tokens: int = 1_000_000,
     device: str = "cpu",
     storage: str = "auto",
     memory: int | None = None,
@@ -160,6 +178,7 @@ def make_plan(
         batch_tokens: of a forward pass.
         baseline_draws: rotations.
         top_k: partners kept of every neuron.
+        null_tokens: as of `pyuniversal.run`.
         device: where it runs.
         storage: "auto", or one that must be taken: "resident", "host", "disk", "sweeps".
         memory: bytes that the process may hold on the device in all (what it holds already included); all that is free where None.
@@ -167,7 +186,7 @@ def make_plan(
         disk_held: bytes of the disk that this run holds already.
         loaded: the models are in memory already.
         processes: that share the host's memory and disk, each with totals of its own.
-        measure: measure rates (half a second) for the estimate of the seconds; without, the choice goes by typical ones.
+        measure: measure rates (a second or two, and 64 MB in `out`, deleted again) for the estimate of the seconds; without, the choice goes by typical ones.
 
     Raises:
         InputError: an unknown storage, or one that this device does not have.
@@ -177,11 +196,11 @@ def make_plan(
         reason = "is the same as resident on a CPU" if storage in STORAGES else f"is none of {', '.join(STORAGES)}"
         raise InputError(f"--storage {storage} {reason}")
     shapes = Shapes(tuple(sources), precision, dtype, site, chunk_tokens, batch_tokens)
-    work = _work(shapes, tokens, draws=baseline_draws, top_k=top_k)
+    work = work_of(shapes, tokens, draws=baseline_draws, top_k=top_k, null_tokens=null_tokens)
     weights = 0.0 if loaded else float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
     free = available_bytes(device, memory, processes=processes) - weights
     host, disk = (float(room) / processes for room in (psutil.virtual_memory().available, shutil.disk_usage(_existing(out)).free))
-    rates = measure_rates(device, shapes) if measure else Rates()
+    rates = measure_rates(device, shapes, folder=_existing(out)) if measure else Rates()
     disk += disk_held
     slack = SLACK if memory is None else LIMITED
     room = {"memory": free / slack, "host": host, "disk": disk}
@@ -203,22 +222,32 @@ def make_plan(
         available_bytes=free + weights,
         disk_available_bytes=disk,
         lacks=() if fitting else tuple((name, str(lack)) for name, lack in lacks.items()),
-        seconds=rates.seconds(work, chosen, chunks=chunks) if measure else None,
+        phases=rates.phases(work, chosen, chunks=chunks) if measure else None,
     )
 
 
-def _work(shapes: Shapes, tokens: int, *, draws: int, top_k: int) -> Work:
+def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens: int) -> Work:
+    """What a run of so many tokens, rotations, partners a neuron and re-paired tokens does."""
+    columns = [s.columns for s in shapes.sources]
+    ring = list(zip(shapes.sources, columns[1:] + columns[:1], strict=True)) if len(columns) > 1 else []
+    again = min(null_tokens, tokens // NULL_SHARE) if ring else 0
     pairs = [(a, b) for n, a in enumerate(shapes.sources) for b in shapes.sources[n + 1 :]]
     cells = shapes.totals_bytes / shapes.cell_bytes
     return Work(
         tokens=tokens,
+        confirmed_tokens=tokens // HELD_OUT if ring else 0,
+        null_tokens=again,
         forward_flops=2.0 * tokens * sum(s.block_parameters for s in shapes.sources),
         product_flops=2.0 * tokens * cells,
+        null_flops=2.0 * again * NULL_DRAWS * sum(min(NULL_SAMPLE * s.layers, s.columns) * other for s, other in ring),
         baseline_flops=2.0 * draws * sum(a.columns * b.columns * (a.width + b.width) for a, b in pairs),
         # Householder's QR and Q made of it, R S R^T, all in float64.
         rotation_flops=draws * sum(s.layers * (8 / 3 + 2) * s.width**3 for s in shapes.sources) if pairs else 0.0,
         elements=float(tokens * sum(s.columns for s in shapes.sources)),
         pairs=float(sum(a.columns * b.columns for a, b in pairs)),
+        totals_bytes=shapes.totals_bytes,
+        neurons=float(sum(columns)),
+        choices=float(sum(columns) * (len(columns) - 1)),
         partners=float(sum(a.columns * min(top_k, b.columns) + b.columns * min(top_k, a.columns) for a, b in pairs)),
     )
 

@@ -1,16 +1,22 @@
-"""How fast this machine is at what a run does, measured in about a second, and how long a run takes at such rates."""
+"""How fast this machine is at what a run does, measured in a second or two, and how long a run takes at such rates."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ..ops import absmax_about, product_, quantize
+from ..files import sha256
+from ..models.base import tf32_products
+from ..ops import absmax_about, pair_sums_, product_, quantize
 from ..ops._dither import neuron_keys, token_keys
 from ..totals import Histogram, Moments
 from .layout import Layout, Shapes
@@ -18,16 +24,22 @@ from .layout import Layout, Shapes
 if TYPE_CHECKING:
     from .plan import Work
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DISK = 0.7e9  # bytes a second, read or written and hashed; not measured
-FIXED = 4.0  # seconds: figures, claims, files
-PARTNER = 1.5e-6  # seconds for each partner kept: selection, assignment, tables
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
+FIXED = 3.0  # seconds of figures
+# Seconds of one thing each on a core or two of 2026, where Python, pandas and selection are at work; not measured.
+PARTNER = 1.5e-6  # a partner kept: selection, assignment, tables
+NEURON = 1.5e-4  # statistics of its weights, its rows of the tables and CSVs
+PAIR = 4e-9  # a number of a product: summarised
+NULL_DRAWS = 3
+HOST = 2e10  # bytes a second between a GPU and the host's memory
+PROBE = 64 << 20  # bytes written to learn how fast the disk is
 
 
 @dataclass(frozen=True)
 class Rates:
     """Operations a second of the products, of a model's blocks, of float32 and float64 matrix work; seconds an activation for all that is no product.
 
+    element: in the pass. repaired: in one draw of the null. confirmed: beside one partner. moved: bytes a second that are written and hashed.
     The defaults are of two cores of 2026.
     """
 
@@ -36,20 +48,34 @@ class Rates:
     single: float = 2.0e11
     double: float = 3.0e10
     element: float = 2.0e-9
-    moved: float = DISK
+    repaired: float = 1.5e-9
+    confirmed: float = 8e-10
+    moved: float = 0.7e9
+
+    def phases(self, work: Work, layout: Layout, *, chunks: int) -> dict[str, float]:
+        """Seconds of each part of a run, named as in its manifest."""
+        models = {i for group in layout.sweeps for first, _, second in group for i in (first, second)}
+        again = layout.runs / len(models) if models else 1.0
+        # Between chunks, and once to the disk at the end.
+        moving = layout.moved_bytes * chunks / (HOST if layout.storage == "host" else self.moved) + work.totals_bytes / self.moved
+        of_all = 1 / max(work.tokens, 1)  # a token's share of what the pass does
+        forward, elements = work.forward_flops / self.forward, work.elements * self.element
+        return {
+            "pass": again * (forward + elements) + work.product_flops / self.product + moving,
+            "confirm": work.confirmed_tokens * (of_all * forward + work.choices * self.confirmed),
+            "nulls": work.null_tokens * (of_all * forward + NULL_DRAWS * work.neurons * self.repaired) + work.null_flops / self.product,
+            "table": work.baseline_flops / self.single + work.rotation_flops / self.double + PAIR * work.pairs + PARTNER * work.partners,
+            "weights": NEURON * work.neurons,
+            "figures": FIXED,
+        }
 
     def seconds(self, work: Work, layout: Layout, *, chunks: int) -> float:
         """Of the whole run."""
-        models = {i for group in layout.sweeps for first, _, second in group for i in (first, second)}
-        again = layout.runs / len(models) if models else 1.0
-        passing = again * (work.forward_flops / self.forward + work.elements * self.element)
-        products = work.product_flops / self.product + layout.moved_bytes * chunks / self.moved
-        table = work.baseline_flops / self.single + work.rotation_flops / self.double + 4e-9 * work.pairs + PARTNER * work.partners
-        return FIXED + passing + products + table
+        return sum(self.phases(work, layout, chunks=chunks).values())
 
 
-def measure_rates(device: str, shapes: Shapes) -> Rates:
-    """Rates of this machine at the widths and the precision of a run."""
+def measure_rates(device: str, shapes: Shapes, *, folder: Path) -> Rates:
+    """Rates of this machine at the widths and the precision of a run; the tables are made on the CPU wherever the pass runs."""
     generator = torch.Generator().manual_seed(0)
     tokens, width = 4096, 1024
     x = torch.randn(tokens, width, generator=generator).to(device)
@@ -58,18 +84,22 @@ def measure_rates(device: str, shapes: Shapes) -> Rates:
     absmax = absmax_about(zero, x.amin(0), x.amax(0))
     total = torch.zeros(width, width, device=device, dtype=torch.float64 if shapes.precision == "float64" else torch.float32)
     packed = quantize(x, zero, absmax, *keys, precision=shapes.precision)
+    partner = torch.arange(width, device=device)[:, None].contiguous()  # [neurons, 1]
+    sums, centre = torch.zeros(width, 1, dtype=torch.float64, device=device), zero.double()
+
+    def pack(gathered: Tensor) -> None:
+        Moments(width, device=device).update(gathered)
+        quantize(gathered, zero, absmax, *keys, precision=shapes.precision)
 
     def observe() -> None:
         """What a chunk's activations go through beside the products, gathering included."""
         gathered = torch.empty_like(x)
         gathered.copy_(x)
-        moments = Moments(width, sets=("r", "test", "all"), device=device)
-        moments.update(gathered, (tokens - 2, tokens - 1, tokens))
-        Moments(width, device=device).update(gathered)
+        Moments(width, sets=("r", "test", "all"), device=device).update(gathered, (tokens - 2, tokens - 1, tokens))
         Histogram(width, device=device).update(gathered)
-        quantize(gathered, zero, absmax, *keys, precision=shapes.precision)
+        pack(gathered)
 
-    a = torch.randn(1024, 1024, generator=generator).to(device)
+    a = torch.randn(1024, 1024, generator=generator)
     d = a[:384, :384].double()
     blocks, flops = _block(shapes, device)
     return Rates(
@@ -78,7 +108,25 @@ def measure_rates(device: str, shapes: Shapes) -> Rates:
         single=2 * 1024**3 / _best(lambda: a @ a, device),
         double=(8 / 3) * 384**3 / _best(lambda: torch.linalg.qr(d), device),
         element=_best(observe, device) / x.numel(),
+        repaired=_best(lambda: pack(x.index_select(0, torch.arange(tokens, device=device))), device) / x.numel(),
+        confirmed=_best(lambda: pair_sums_(sums, x, x, centre, centre, partner), device) / x.numel(),
+        moved=_disk(folder),
     )
+
+
+def _disk(folder: Path) -> float:
+    """Bytes a second that a file is hashed and written at, until they are on the disk; the default where nothing can be written."""
+    data = bytes(PROBE)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            start = time.perf_counter()
+            sha256(data)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            return PROBE / (time.perf_counter() - start)
+    except OSError:
+        return Rates().moved
 
 
 def _block(shapes: Shapes, device: str) -> tuple[Callable[[], None], float]:
@@ -91,7 +139,7 @@ def _block(shapes: Shapes, device: str) -> tuple[Callable[[], None], float]:
     w = torch.randn(4 * d, d, dtype=dtype, device=device)
 
     def run() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), tf32_products(shapes.dtype == "tf32"):
             y = F.layer_norm(x, (d,))
             z = x + F.linear(y, w)[:, :d]
             hidden = F.gelu(F.linear(F.layer_norm(z, (d,)), w_in), approximate="tanh")
@@ -101,9 +149,9 @@ def _block(shapes: Shapes, device: str) -> tuple[Callable[[], None], float]:
 
 
 def _best(work: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest of three calls after one that warms up."""
-    times = []
-    for _ in range(4):
+    """Seconds of the fastest call after one that warms up: of three, or of as many as take 0.15 s, since others at work can slow a few short ones manyfold."""
+    times: list[float] = []
+    while len(times) < 4 or sum(times[1:]) < 0.15:
         start = time.perf_counter()
         work()
         if torch.device(device).type == "cuda":

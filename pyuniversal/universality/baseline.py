@@ -41,11 +41,13 @@ def rotation(kind: str, width: int, *, seed: int, source: int, layer: int, draw:
     return q * r.diagonal().sign()
 
 
-def baseline(totals: Totals, *, kind: str = "haar", draws: int = 5, seed: int = 0) -> dict[tuple[int, int], Tensor]:
+def baseline(totals: Totals, *, kind: str = "haar", draws: int = 5, seed: int = 0, device: torch.device | str = "cpu") -> dict[tuple[int, int], Tensor]:
     """For every ordered pair (i, j): the largest r of each neuron of source i with all neurons of source j, each layer of j rotated.
 
+    The rotations are made and multiplied on `device`, which the products visit in parts.
+
     Returns:
-        (i, j) -> float64 [draws, columns of i], NaN for a constant neuron.
+        (i, j) -> float64 [draws, columns of i] in host memory, NaN for a constant neuron.
 
     Raises:
         InputError: an unknown kind, or fewer than one draw.
@@ -57,7 +59,7 @@ def baseline(totals: Totals, *, kind: str = "haar", draws: int = 5, seed: int = 
     best = {(i, j): torch.full((draws, totals.sources[i].columns), -torch.inf, dtype=torch.float64) for i, j in pairs}
     for j, source in enumerate(totals.sources):
         for number, layer in enumerate(source.layers if n > 1 else ()):
-            within = _covariance(totals, j, number)
+            within = _covariance(totals, j, number).to(device)
             rotations = []  # [width, width] each, its rows divided by the spread of the rotated neurons
             for draw in range(draws):
                 r = rotation(kind, source.width, seed=seed, source=j, layer=layer, draw=draw, device=within.device)
@@ -86,10 +88,11 @@ def _rotated_best(totals: Totals, i: int, j: int, number: int, rotations: list[T
     for rows, total, tokens, x, y in _against_layer(totals, i, j, number):
         for start in range(0, total.shape[0], ROWS):
             some = slice(start, start + ROWS)
-            block = total[some] - (tokens * x.shift[some, None] * y.shift).to(total.dtype)  # [rows, width]
-            scale = torch.sqrt(x.M2[some])
-            scores = torch.stack([_times_transpose(block, r).amax(1).double() / scale for r in rotations])
-            yield slice(rows.start + start, rows.start + start + block.shape[0]), scores.where(x.M2[some] > 0, torch.nan)
+            device = rotations[0].device
+            x_shift, y_shift, x_m2 = (field.to(device) for field in (x.shift[some], y.shift, x.M2[some]))
+            block = total[some].to(device) - (tokens * x_shift[:, None] * y_shift).to(total.dtype)  # [rows, width]
+            scores = torch.stack([_times_transpose(block, r).amax(1).double() / torch.sqrt(x_m2) for r in rotations])
+            yield slice(rows.start + start, rows.start + start + block.shape[0]), scores.where(x_m2 > 0, torch.nan)
 
 
 def _against_layer(totals: Totals, i: int, j: int, number: int) -> Iterator[tuple[slice, Tensor, int, Columns, Columns]]:

@@ -36,14 +36,15 @@ def sides(totals: Totals, key: Key) -> tuple[Columns, Columns]:
     return both[0], both[1]
 
 
-def summaries(totals: Totals, *, top_k: int) -> Iterator[tuple[int, int, Correlations]]:
-    """(i, j, correlations of the neurons of source i with those of source j) for every ordered pair."""
+def summaries(totals: Totals, *, top_k: int, device: torch.device | str = "cpu") -> Iterator[tuple[int, int, Correlations]]:
+    """(i, j, correlations of the neurons of source i with those of source j) for every ordered pair, in host memory; the products visit `device`."""
     for i, j in totals.pairs():
         rows, columns = [], None
         for layer in range(len(totals.sources[i].layers)):
             product = totals.products[i, layer, j]
-            x, y = sides(totals, (i, layer, j))
-            ahead, back = summarize_correlation(product.total, product.tokens, x, y, top_k=min(top_k, max(product.total.shape)))
+            x, y = (side.to(device) for side in sides(totals, (i, layer, j)))
+            found = summarize_correlation(product.total.to(device), product.tokens, x, y, top_k=min(top_k, max(product.total.shape)))
+            ahead, back = (part.to("cpu") for part in found)
             rows.append(ahead)
             offset = layer * totals.sources[i].width
             columns = back if columns is None else merge_correlations(columns, back, offset=offset, top_k=min(top_k, totals.sources[i].columns))
@@ -57,11 +58,13 @@ def whole_side(totals: Totals, i: int) -> Tensor:
     return torch.stack([totals.site[i].field(name, "r") for name in ("count", "mean", "M2")])
 
 
-def best_partners(totals: Totals, *, top_k: int, refined: Mapping[tuple[int, int], Best] | None = None) -> dict[tuple[int, int], Best]:
+def best_partners(
+    totals: Totals, *, top_k: int, refined: Mapping[tuple[int, int], Best] | None = None, device: torch.device | str = "cpu"
+) -> dict[tuple[int, int], Best]:
     """(i, j) -> the best partners of the neurons of source i in source j, for every ordered pair; at most `top_k` of the `refined` ones where there are any."""
     if refined is not None:
         return {pair: Best(*(part[:, :top_k] for part in best)) for pair, best in refined.items()}
-    return {(i, j): Best(c.top, c.top_index, c.top_stderr) for i, j, c in summaries(totals, top_k=top_k)}
+    return {(i, j): Best(c.top, c.top_index, c.top_stderr) for i, j, c in summaries(totals, top_k=top_k, device=device)}
 
 
 def label(source: SourceInfo, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,9 +107,12 @@ def match_pair(totals: Totals, i: int, j: int, ahead: Best, back: Best, assigned
     return table[partner >= 0].reset_index(drop=True)
 
 
-def matches(totals: Totals, *, top_k: int = 50, refined: Mapping[tuple[int, int], Best] | None = None) -> pd.DataFrame:
-    """The long table of partners of all ordered pairs of models; see `match_pair` for its columns. Empty (with those columns) for a single model."""
-    found = best_partners(totals, top_k=top_k, refined=refined)
+def matches(totals: Totals, *, top_k: int = 50, refined: Mapping[tuple[int, int], Best] | None = None, device: torch.device | str = "cpu") -> pd.DataFrame:
+    """The long table of partners of all ordered pairs of models; see `match_pair` for its columns. Empty (with those columns) for a single model.
+
+    Products visit `device`, one at a time.
+    """
+    found = best_partners(totals, top_k=top_k, refined=refined, device=device)
     assigned: dict[tuple[int, int], np.ndarray] = {}  # int64 [columns of i]: column of j, or -1
     for i, j in totals.pairs():
         assigned[i, j] = assign(found[i, j], found[j, i])

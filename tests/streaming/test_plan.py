@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import subprocess
@@ -114,10 +115,12 @@ def test_layouts_of_the_zoo_leave_the_same_bytes(zoo_options, tmp_path, caplog):
     room = 20 * MB + LIMITED * (plan.layout.memory_bytes - 0.75 * plan.shapes.totals_bytes)
     found = {}
     for name, how in {"resident": {"storage": "resident"}, "disk": {"storage": "disk"}, "limit": {}}.items():
+        gc.collect()  # what goes during the run would be room
         held = memory.anonymous()
         run = pyuniversal.run(models, out=tmp_path / name, **zoo_options, **how or {"memory": int(held + room), "storage": "sweeps"})
         found[name] = left(run.path)
     assert differences(found["disk"], found["resident"]) == []
+    assert plan.phases.keys() == run.manifest["timings"].keys() - {"models", "tokens"}
     # How many neurons the null samples goes by the memory that it may take.
     differing = [name for name in differences(found["limit"], found["resident"]) if not name.startswith(("nulls.parquet", "neurons.parquet null_"))]
     assert [name for name in differing if not name.endswith(".csv")] == []  # which repeat the null's columns

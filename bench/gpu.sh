@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What a GPU says about this checkout, in under nine minutes, on a machine that has Python, torch, Triton, transformers, pytest, CMake and nvcc and no network:
+# build, tests of every op and of a whole run on the GPU, bench.
+#
+#   bash bench/gpu.sh OUTDIR [COMMIT]
+#
+# OUTDIR gets rows.jsonl (append it to a file of bench/results/), a log of every step, and summary.txt, which is also printed last. A step that fails or takes too
+# long does not stop the next ones; the exit code is 1 then. COMMIT is for a checkout without its .git.
+set -uo pipefail
+out=$(mkdir -p "${1:?usage: bash bench/gpu.sh OUTDIR [COMMIT]}" && cd "$1" && pwd)
+export PYUNIVERSAL_COMMIT=${2:-}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3}
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+export PYTHONPATH=$site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+unset TRITON_INTERPRET OPENBLAS_CORETYPE
+limit=530 failed=0
+: >"$out/summary.txt"
+
+step() { # step NAME SECONDS COMMAND...: run it for at most so long, and no longer than is left; its output goes to a log
+    local name=$1 most=$2 start=$SECONDS code
+    shift 2
+    ((most > limit - SECONDS)) && most=$((limit - SECONDS))
+    if ((most < 5)); then
+        code="no time left"
+    else
+        timeout --kill-after=5 "$most" "$@" >"$out/$name.log" 2>&1
+        code=$?
+    fi
+    [ "$code" = 0 ] || failed=1
+    printf '%-8s %4d s  %s\n' "$name" $((SECONDS - start)) "$([ "$code" = 0 ] && echo done || echo "failed ($code): $(tail -1 "$out/$name.log" 2>/dev/null)")" |
+        tee -a "$out/summary.txt"
+}
+
+bench=("$python" -m bench --device cuda --out "$out/rows.jsonl")
+parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 6 --dist worksteal")
+step build 120 "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$site" .
+# Other versions of other libraries than those that were tested together may warn.
+# shellcheck disable=SC2086
+step tests 240 "$python" -m pytest -p no:cacheprovider -W default -q --maxfail=40 $parallel --require-backend cuda --require-backend triton tests/ops tests/test_cuda.py
+step ops 150 "${bench[@]}" product_ moments_ quantize summarize_correlation correlate
+step rest 60 "${bench[@]}" pair_sums_ histogram_ dyadic_histogram_ token_sums_ logit_stats
+step forward 60 "${bench[@]}" forward
+step run 150 "${bench[@]}" run
+step plan 60 "${bench[@]}" plan
+for name in ops rest forward run plan; do # the tables that they drew
+    grep -h '[┃│└]' "$out/$name.log" | tee -a "$out/summary.txt"
+done
+exit $failed

@@ -1,0 +1,77 @@
+"""How long runs take beside what their plans say, on five shapes: the plan first, as a user would ask for it, then the run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.table import Table
+
+import pyuniversal
+from pyuniversal import Model, pipeline, results, zoo
+
+from .machine import identity
+from .models import Shape, make_models
+from .trial import Setting, WrongResultError, preferring
+
+ALLOWED = 1.5  # times, either way
+WIDE = Shape(layers=4, d_mlp=3072, d_model=768, heads=12, row_tokens=128)
+QUICK = 4_000
+
+
+def _cases(scratch: Path) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
+    """What it is called, models, options."""
+    five, two = list(zoo.models()), list(zoo.models()[:2])
+    held = psutil.Process().memory_info().rss
+    yield "five of the zoo, as by default", five, {"max_tokens": zoo.MAX_TOKENS}
+    yield "two of the zoo, float32, 200,000 tokens", two, {"max_tokens": 200_000, "precision": "float32", "baseline_draws": 1}
+    yield "five of the zoo, on disk", five, {"max_tokens": 60_000, "storage": "disk", "baseline_draws": 1}
+    yield "five of the zoo, in sweeps", five, {"max_tokens": 60_000, "storage": "sweeps", "memory": held + 700_000_000, "baseline_draws": 1}
+    yield "two of 4 layers of 3072", make_models(scratch / "wide", WIDE), {"max_tokens": 50_000}
+
+
+def plan(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
+    """A row for each shape, and all as a table."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="pyuniversal-bench-") as scratch, preferring(setting.backend):
+        for case, paths, options in _cases(Path(scratch)):
+            if setting.quick:
+                paths, options = paths[:2], options | {"max_tokens": QUICK}
+            rows.append(_row(case, paths, options, Path(scratch) / str(len(rows)), setting))
+    table = Table(title="seconds of a run beside its plan" + (" (--quick: no measurement)" if setting.quick else ""))
+    for heading in ("case", "planned", "measured", "times", *rows[0]["phases"]):
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+    for row in rows:
+        phases = [f"{planned:.1f} / {measured:.1f}" for planned, measured in row["phases"].values()]
+        table.add_row(row["case"], f"{row['planned_s']:.1f}", f"{row['measured_s']:.1f}", f"{row['ratio']:.2f}", *phases)
+    return rows, table
+
+
+def _row(case: str, paths: list[Any], options: dict[str, Any], out: Path, setting: Setting) -> dict[str, Any]:
+    models: list[Model] = [pyuniversal.load_model(path, device=setting.device) for path in paths]
+    planned = pipeline.plan(models, tokens=zoo.tokens(), out=out, device=setting.device, **options)
+    if planned.phases is None or planned.seconds is None or not planned.fits:
+        raise WrongResultError(f"plan ({case}): it does not fit here: {planned.lacks}")
+    start = time.perf_counter()
+    pyuniversal.run(models, tokens=zoo.tokens(), out=out, device=setting.device, progress=False, **options)
+    seconds = time.perf_counter() - start
+    measured = results.read_manifest(out)["timings"]
+    return {
+        "op": "plan",
+        "case": case,
+        "quick": setting.quick,
+        "shape": {"models": len(models), "layers": models[0].config.n_layers, "d_mlp": models[0].config.d_mlp, "tokens": planned.work.tokens},
+        "storage": planned.layout.storage,
+        "sweeps": max(len(planned.layout.sweeps), 1),
+        "planned_s": planned.seconds,
+        "measured_s": seconds,
+        "ratio": seconds / planned.seconds,
+        "allowed": ALLOWED,
+        "phases": {name: (value, measured.get(name, 0.0)) for name, value in planned.phases.items()},
+        "counting": "the models are in memory; tokens, pass, tables, figures and files of a whole run; phases as in the run's manifest, planned and measured",
+        **identity(setting.device),
+    }
