@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pyuniversal.streaming.layout import Layout, Shapes, SourceShape, layouts, size
+from pyuniversal.streaming.layout import Shapes, SourceShape, layouts, size
 from pyuniversal.streaming.plan import work_of
 from pyuniversal.streaming.rates import Rates
 
@@ -41,29 +41,37 @@ def scale(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
         title=f"PREDICTED, nothing of it measured: {SEEDS} seeds, all pairs, int8, 5 rotations, tables included",
         caption="Assumed: " + "; ".join(f"{name} {value:.2g} ({words})" for name, (value, words) in ASSUMED.items()),
     )
-    for heading in ("model", "tokens", "GPUs", "products", "where they live", "pass", "everything"):
-        table.add_column(heading, justify="left" if heading in ("model", "where they live") else "right")
+    for heading in ("model", "tokens", "GPUs", "products", "how", "pass", "everything"):
+        table.add_column(heading, justify="left" if heading in ("model", "how") else "right")
     for name, model in MODELS.items():
-        shapes = Shapes((model,) * SEEDS, "int8", "bfloat16", "mlp.post", 16_384, 16_384)
         for tokens in (100_000_000, 10_000_000_000):
             for gpus in (1, 8, 64):
-                layout, passing, whole = _hours(shapes, tokens, gpus, rates)
-                table.add_row(name, f"{tokens:.0e}", str(gpus), size(shapes.totals_bytes), layout.words, _words(passing), _words(whole))
+                table.add_row(name, f"{tokens:.0e}", str(gpus), *_predicted(model, tokens, gpus, rates))
     return [], table
 
 
-def _hours(shapes: Shapes, tokens: int, gpus: int, rates: Rates) -> tuple[Layout, float, float]:
-    """Where the products live on each GPU, and seconds of the pass and of the whole. Tokens are dealt out; the totals are summed once."""
-    weights = 2 * max(s.parameters for s in shapes.sources) * SEEDS
-    room = {"memory": MEMORY - weights, "host": HOST, "disk": DISK}
-    work = work_of(shapes, tokens // gpus, draws=5, top_k=50, null_tokens=1_000_000 // gpus)
-    chunks = max(1, tokens // gpus // shapes.chunk_tokens)
-    fitting = [layout for layout in layouts(shapes, memory=room["memory"], cuda=True) if layout.lack(**room) is None]
-    layout = min(fitting, key=lambda layout: rates.seconds(work, layout, chunks=chunks))
-    phases = rates.phases(work, layout, chunks=chunks)
-    speed = REDUCE if gpus <= 8 else REDUCE / 10
-    passing = phases["pass"] + (2 * shapes.totals_bytes / speed if gpus > 1 else 0.0)
-    return layout, passing, passing + sum(seconds for name, seconds in phases.items() if name != "pass")
+def _predicted(model: SourceShape, tokens: int, gpus: int, rates: Rates) -> tuple[str, str, str, str]:
+    """Bytes of the products, how the run is made, time of the pass and of everything. Each GPU takes its share of the tokens; the totals are added once.
+
+    All seeds in one run with the usual chunk if that fits; else two at a time, in shorter ones.
+    """
+    work = chosen = None
+    for together, chunk_tokens in ((SEEDS, 16_384), (SEEDS, 4096), (2, 16_384), (2, 4096), (2, 1024)):
+        shapes = Shapes((model,) * together, "int8", "bfloat16", "mlp.post", chunk_tokens, min(chunk_tokens, 16_384))
+        room = {"memory": MEMORY - 2 * model.parameters * together, "host": HOST, "disk": DISK}
+        work = work_of(shapes, tokens // gpus, draws=5, top_k=50, null_tokens=1_000_000 // gpus)
+        chunks = max(1, tokens // gpus // chunk_tokens)
+        fitting = [layout for layout in layouts(shapes, memory=room["memory"], cuda=True) if layout.lack(**room) is None]
+        if fitting:
+            chosen = min(fitting, key=lambda layout: rates.seconds(work, layout, chunks=chunks))
+            break
+    if chosen is None or work is None:
+        return "-", "does not fit", "-", "-"
+    runs = 1 if together == SEEDS else SEEDS * (SEEDS - 1) // 2
+    phases = rates.phases(work, chosen, chunks=chunks)
+    added = 2 * shapes.totals_bytes / (REDUCE if gpus <= 8 else REDUCE / 10) if gpus > 1 else 0.0
+    how = ("" if runs == 1 else f"{runs} runs of two, ") + f"chunks of {chunk_tokens:,}, products {chosen.words}"
+    return size(shapes.totals_bytes), how, _words(runs * (phases["pass"] + added)), _words(runs * (sum(phases.values()) + added))
 
 
 def _words(seconds: float) -> str:
