@@ -92,7 +92,9 @@ def render_chance(chance: dict[str, Any]) -> RenderableType:
     from rich.table import Table
 
     title = f"Best r by chance ({chance['draws']} re-pairings of documents, {chance['tokens']:,} tokens), by decile of the firing frequency in the layer"
-    caption = f"medians over models and layers; {chance['exceed']:.1f} % of the neurons have a mean best r beyond the 99 % point of their own layer and decile"
+    caption = "medians over models and layers"
+    if chance["exceed"] is not None:  # the table of neurons may hold no 99 % point
+        caption += f"; {chance['exceed']:.1f} % of the neurons have a mean best r beyond the 99 % point of their own layer and decile"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("decile")
     for decile in chance["deciles"]:
