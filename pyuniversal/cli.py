@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "seed": {"type": click.IntRange(min=0), "help": "Of every draw: order of rows, rounding, rotations."},
     "device": {"metavar": "DEVICE", "help": "cpu, cuda, cuda:1; auto is cuda where there is one."},
     "dtype": {"type": click.Choice(["float32", "tf32", "bfloat16", "float16", "float64"]), "help": "What the models compute in; tf32 on CUDA."},
-    "batch_tokens": {"type": Count(), "help": "Tokens of a forward pass; less needs less memory, results stay the same."},
+    "batch_tokens": {"type": Count(), "absent": "2,048; 16,384 on a GPU", "help": "Tokens of a forward pass; less needs less memory, results stay the same."},
     "chunk_tokens": {"type": Count(), "help": "Tokens of a chunk, the unit of rounding and of the checkpoint."},
     "storage": {
         "type": click.Choice(["auto", "resident", "host", "disk", "sweeps"]),

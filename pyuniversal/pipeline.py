@@ -59,7 +59,7 @@ def run(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "float32",
-    batch_tokens: int = 2_048,
+    batch_tokens: int | None = None,
     chunk_tokens: int = 16_384,
     storage: str = "auto",
     memory: int | None = None,
@@ -99,7 +99,7 @@ def run(
         seed: of the order of rows, the held-out documents, the rounding and the rotations.
         device: "auto", "cpu", "cuda", ...
         dtype: what the models compute in.
-        batch_tokens: tokens that go through a model at once; memory and speed only.
+        batch_tokens: tokens that go through a model at once; memory and speed only. 2,048 on a CPU, 16,384 on a GPU where None.
         chunk_tokens: unit of rounding, products and checkpoints.
         storage: where the products live while the tokens stream: "resident" (in the device's memory), "host" (in the host's, for a GPU), "disk" (each read and
             written once a chunk), "sweeps" (some of them at a time, the tokens going through the models several times); "auto" takes the fastest that fits. The
@@ -171,7 +171,7 @@ def observe_stage(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "float32",
-    batch_tokens: int = 2_048,
+    batch_tokens: int | None = None,
     chunk_tokens: int = 16_384,
     storage: str = "auto",
     memory: int | None = None,
@@ -257,7 +257,7 @@ def plan(
     null_tokens: int = 1_000_000,
     device: str = "auto",
     dtype: str = "float32",
-    batch_tokens: int = 2_048,
+    batch_tokens: int | None = None,
     chunk_tokens: int = 16_384,
     storage: str = "auto",
     memory: int | None = None,

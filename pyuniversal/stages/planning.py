@@ -10,7 +10,7 @@ from .. import zoo
 from ..models import Model, load_config
 from ..streaming import Plan, make_plan
 from ..tokens import load_tokens
-from .inputs import resolve_device, shape_of
+from .inputs import default_batch, resolve_device, shape_of
 
 PLAN_TOKENS = 100_000_000
 
@@ -23,6 +23,7 @@ def plan(
     layers: Sequence[int] | None,
     trust_remote_code: bool,
     device: str,
+    batch_tokens: int | None,
     **options: Any,
 ) -> Plan:
     """The plan of a run that has not been started."""
@@ -37,4 +38,5 @@ def plan(
     for name in names:
         config = name.config if isinstance(name, Model) else load_config(name, trust_remote_code=trust_remote_code)
         shapes.append(shape_of(str(name), config, range(config.n_layers) if layers is None else layers))
-    return make_plan(shapes, tokens=count, device=resolve_device(device), **options)
+    device = resolve_device(device)
+    return make_plan(shapes, tokens=count, device=device, batch_tokens=batch_tokens or default_batch(device), **options)
