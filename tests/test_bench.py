@@ -28,6 +28,13 @@ ROOT = Path(__file__).parents[1]
 MODULES = ("cli", "measure", "trial", "moments", "original", "competent", "run", "profile")
 
 
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreted kernel is no contender."""
+    importlib.import_module("pyuniversal.ops._triton")  # Triton asks when it reads a kernel, and other tests go on interpreting
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
 @pytest.fixture(scope="module")
 def bench() -> Iterator[dict[str, Any]]:
     """Modules of the package, which is in the clone and never installed."""

@@ -35,7 +35,7 @@ PANEL, GROUP = 16, 4  # neurons and tokens that lie together in panels
 class Packed:
     """One side of a product: x - centre is about scale * data.
 
-    data            int8 / bfloat16 / float32 / float64, shaped as `layout` says
+    data            int8 / bfloat16 / float32 / float64, shaped as `layout` says; rows may lie apart
     scale           float32 [neurons]; ones unless int8
     centre          float32 [neurons]
     added_variance  float64 [neurons]: mean over the tokens of the variance that the rounding added; zeros unless int8
@@ -168,4 +168,4 @@ def unpack(packed: Packed) -> Tensor:
     return packed.data.T if packed.layout == "neurons,tokens" else packed.data
 
 
-quantize = Op("quantize", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:quantize"})
+quantize = Op("quantize", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:quantize", "triton": "pyuniversal.ops._triton:quantize"})

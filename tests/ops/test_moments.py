@@ -163,3 +163,68 @@ def test_of_an_activation_keeps_nonfinite(backend):
         assert torch.isfinite(state[0, 2]).tolist() == [True, False, True]
     with pytest.raises(InputError, match="unknown activation 'tanh'; choose None or one of relu, gelu, gelu_new, silu"):
         moments_(empty(1, 3), x, [300], activation="tanh")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_ragged_parts_of_wider_rows(backend, dtype):
+    # More tokens than a kernel takes at once, neurons that fill no vector, rows that begin anywhere, sets that end anywhere; twice into the same state.
+    whole = heavy(2500, 90, dtype=dtype).to(backend.device)
+    whole[:40] += 30  # what comes first says little of the rest
+    for x, ends in ((whole[3:, 7:80], (0, 111, 111, 2497)), (whole[:300, 20:84], (290, 292, 300)), (whole[:9, :1], (1, 8))):
+        state = empty(len(ends), x.shape[1], backend.device)
+        for _ in range(2):
+            backend.run(moments_, state, x, ends)
+        exact = x.double().cpu().numpy()
+        for end, got in zip(ends, state.cpu().numpy(), strict=True):
+            if not end:
+                assert np.array_equal(got, empty(1, x.shape[1])[0])
+                continue
+            part = exact[:end]
+            d = part - part.mean(0)
+            assert np.array_equal(got[[0, 5, 6, 7]], [np.full(len(d.T), 2 * end), 2 * (part > 0).sum(0), part.min(0), part.max(0)])
+            np.testing.assert_allclose(got[1], part.mean(0), rtol=1e-12, atol=1e-14)
+            for k in (2, 3, 4):
+                np.testing.assert_array_less(np.abs(got[k] - 2 * (d**k).sum(0)), 1e-11 * (np.abs(d) ** k).sum(0) + 1e-300)
+
+
+def test_integers_of_many_parts_bit_for_bit(backend):
+    # Every eight tokens have the same mean, so parts merge exactly wherever they end at a multiple of eight.
+    x = torch.tensor([[-4.0, 4, 0, 3], [4, 4, 0, -3], [-4, 4, 8, 3], [4, 4, 8, -3]] * 2).repeat(640, 1).to(backend.device)  # [5120, 4]
+    state = empty(3, 4, backend.device)
+    backend.run(moments_, state, x, [8, 2056, 5120])
+    for s, n in enumerate((8, 2056, 5120)):
+        first, third = [[n, mean, 16 * n, 0, 256 * n, n / 2, low, low + 8] for mean, low in ((0, -4), (4, 0))]
+        expected = [first, [n, 4, 0, 0, 0, n, 4, 4], third, [n, 0, 9 * n, 0, 81 * n, n / 2, -3, 3]]
+        assert torch.equal(state[s].cpu(), torch.tensor(expected, dtype=torch.float64).T)
+
+
+def test_no_tokens_change_nothing(backend):
+    state = empty(2, 5, backend.device)
+    x = heavy(30, 5).to(backend.device)
+    backend.run(moments_, state, x[:0], [0, 0])
+    assert torch.equal(state, empty(2, 5, backend.device))
+    backend.run(moments_, state, x, [20, 30])
+    before = state.clone()
+    backend.run(moments_, state, x, [0, 0])
+    assert torch.equal(state, before)
+
+
+def test_extremes_of_what_is_not_finite(backend):
+    x = heavy(300, 5).to(backend.device)
+    x[0, 1], x[299, 2], x[150, 3], x[7, 3] = torch.nan, torch.nan, torch.inf, -torch.inf
+    state = empty(1, 5, backend.device)
+    for part in (x[:200], x[200:]):
+        backend.run(moments_, state, part, [part.shape[0]])
+    low, high = state[0, 6].tolist(), state[0, 7].tolist()
+    assert [low[3], high[3]] == [-torch.inf, torch.inf]
+    assert [np.isnan([low[n], high[n]]).tolist() for n in range(5)] == [[n in (1, 2)] * 2 for n in range(5)]
+
+
+def test_values_as_large_as_float32_has(backend):
+    x = torch.tensor([[3e38, -3e38, 1.0], [3e38, 3e38, 3.0]], device=backend.device).repeat(40, 1)
+    state = empty(1, 3, backend.device)
+    backend.run(moments_, state, x, [80])
+    value = x[0, 0].double().item()
+    np.testing.assert_allclose(state[0, 1].cpu(), [value, 0, 2], atol=1e-12)
+    np.testing.assert_allclose(state[0, 2].cpu(), [0, 80 * value**2, 80], rtol=1e-14)
+    np.testing.assert_allclose(state[0, 4].cpu(), [0, 80 * value**4, 80], rtol=1e-14)

@@ -20,7 +20,8 @@ def test_backends_are_those_that_take_the_arguments():
 
 def test_why_not_says_why():
     reasons = moments_.explain(empty(1, 2), torch.zeros(3, 2, dtype=torch.float64), [3])
-    assert reasons == {"cuda": "not implemented", "cpu": "does not take float64", "triton": "not implemented", "reference": "runs"}
+    assert reasons.pop("triton").startswith(("does not take float64", "does not take cpu tensors", "not built"))  # interpreted, not interpreted, not there
+    assert reasons == {"cuda": "not implemented", "cpu": "does not take float64", "reference": "runs"}
     assert moments_.explain(empty(1, 2), torch.zeros(3, 2), [3])["cpu"] == "runs"
 
 

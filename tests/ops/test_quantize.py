@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyuniversal.errors import InputError
-from pyuniversal.ops import absmax_about, quantize, unpack
+from pyuniversal.ops import absmax_about, product_, quantize, unpack
 from pyuniversal.ops._dither import dither, neuron_keys, token_keys
 from pyuniversal.ops.quantize import fma
 
@@ -140,3 +140,59 @@ def test_contract_is_checked():
         quantize(x, centre.double(), absmax, key_t, key_n, precision="int8")
     with pytest.raises(InputError, match=r"token_key must be int32 \[5\], not int32 \[4\]"):
         quantize(x, centre, absmax, key_t[:4], key_n, precision="int8")
+
+
+SHAPES = [(1, 1), (62, 3), (130, 70), (1024, 64), (2065, 41)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "neurons"), SHAPES)
+def test_ragged_chunks_of_wider_rows_to_the_bit(backend, dtype, tokens, neurons):
+    x = activations(tokens + 2, neurons + 9)[2:, 5 : 5 + neurons].to(dtype)
+    x = torch.nn.functional.pad(x, (3, 4)).to(backend.device)[:, 3 : 3 + neurons]
+    centre = x.float().mean(0) + 0.25
+    key_t, key_n = (k.to(backend.device) for k in keys(tokens, neurons, seed=tokens))
+    arguments = (x, centre, absmax_about(centre, x.amin(0), x.amax(0)), key_t, key_n)
+    packed = backend.run(quantize, *arguments, precision="int8")
+    expected = quantize(*arguments, precision="int8", backend="reference")
+    assert torch.equal(unpack(packed), unpack(expected))
+    for got, exact in ((packed.added_variance, expected.added_variance), (packed.added_fourth, expected.added_fourth)):
+        np.testing.assert_allclose(got.cpu(), exact.cpu(), rtol=1e-12, atol=1e-300)
+    for precision in ("bf16", "float32"):
+        packed = backend.run(quantize, *arguments, precision=precision)
+        assert torch.equal(unpack(packed), (x.float() - centre).to(packed.data.dtype))
+
+
+def test_integers_are_kept_where_the_dither_is_zero(backend):
+    # Equal keys make it 0, and a scale of 1 leaves the numbers as they are: each is the largest integer that is not above it.
+    x = (torch.arange(-506, 507)[:, None] / 4).to(backend.device)  # [tokens, 1], by quarters
+    zero, absmax, key = torch.zeros(1), torch.tensor([126.5]), torch.tensor([12345], dtype=torch.int32)
+    arguments = (x, *(t.to(backend.device) for t in (zero, absmax, key.expand(len(x)), key)))
+    packed = backend.run(quantize, *arguments, precision="int8")
+    assert torch.equal(unpack(packed), x.floor().to(torch.int8))
+    assert packed.added_variance.item() == pytest.approx(sum(n % 4 * (4 - n % 4) / 16 for n in range(-506, 507)) / 1013, rel=1e-14)
+
+
+def test_an_empty_chunk(backend):
+    x = torch.empty(0, 5, device=backend.device)
+    vector, key_t, key_n = torch.zeros(5, device=backend.device), *(k.to(backend.device) for k in keys(0, 5))
+    for precision in ("int8", "float32"):
+        packed = backend.run(quantize, x, vector, vector, key_t, key_n, precision=precision)
+        assert unpack(packed).shape == (0, 5)
+        assert packed.added_variance.tolist() == packed.added_fourth.tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16", "float32"])
+def test_rows_may_lie_apart(backend, precision):
+    # Kernels of products read rows that begin at multiples of 16 bytes: an operand is a view of padded rows, whose columns are views in turn.
+    x, *rest = (t.to(backend.device) for t in operands(activations(37, 21)))
+    packed = backend.run(quantize, x, *rest, precision=precision)
+    plain = quantize(x, *rest, precision=precision, backend="reference")
+    if backend.name == "triton":
+        assert packed.data.stride(0) * packed.data.element_size() % 16 == 0
+        assert packed.data.stride(1) == 1
+    for a, b in ((packed, plain), (packed.columns(3, 17), plain.columns(3, 17))):
+        total, expected = (torch.zeros(a.neurons, a.neurons, dtype=torch.float32, device=backend.device) for _ in range(2))
+        product_(total, a, a)
+        product_(expected, b, b, backend="reference")
+        torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
