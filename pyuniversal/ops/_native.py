@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _C
 from ._op import Implementation
 from .quantize import Packed, empty_panels, in_panels, packed_int8, scales, unpack
-from .summarize_correlation import HISTOGRAM_EDGES, Columns, Correlations, correlations, rounding_stderr
+from .summarize_correlation import HISTOGRAM_EDGES, Columns, Correlations, lines, rounding_stderr
 
 
 def _why_not(x: Tensor) -> str | None:
@@ -86,15 +86,12 @@ def _why_not_summary(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_
 def _summarize_correlation(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> tuple[Correlations, Correlations]:
     n, m = total.shape
     rows, columns = _Summary(n, min(top_k, m)), _Summary(m, min(top_k, n))
-    # Powers of r are summed about a rough mean of its line, that of 16 r. They are 16 of those that count, so that it lies within sd sqrt(n / 16) of the mean.
-    of_x, of_y = (x.M2 > 0).nonzero()[:16, 0], (y.M2 > 0).nonzero()[:16, 0]
-    x_pilot = correlations(total[:, of_y], tokens, x, y.some(of_y)).nanmean(1)
-    y_pilot = correlations(total[of_x], tokens, x.some(of_x), y).nanmean(0)
+    x_line, y_line = lines(total, tokens, x, y)
     _C.summarize_correlation(
         total,
         tokens,
-        _line(x, x_pilot),
-        _line(y, y_pilot),
+        x_line,
+        y_line,
         HISTOGRAM_EDGES,
         rows.best,
         rows.index,
@@ -107,12 +104,6 @@ def _summarize_correlation(total: Tensor, tokens: int, x: Columns, y: Columns, *
         torch.get_num_threads(),
     )
     return rows.correlations(tokens, x, y), columns.correlations(tokens, y, x)
-
-
-def _line(side: Columns, pilot: Tensor) -> Tensor:
-    """Side of a block as the kernel takes it: scale (NaN where r is NaN), shift, rough mean of r: float64 [3, neurons]."""
-    scale = torch.sqrt(side.M2).where(side.M2 > 0, torch.nan)
-    return torch.stack([scale, side.shift, pilot.where(pilot.isfinite(), 0.0)])
 
 
 class _Summary:

@@ -101,4 +101,5 @@ def merge_moments_(a: Tensor, b: Tensor) -> None:
     a[..., 2:5, :].masked_fill_((a[..., 6, :] == a[..., 7, :]).unsqueeze(-2), 0.0)
 
 
-moments_ = Op("moments_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:moments_", "triton": "pyuniversal.ops._triton:moments_"})
+FASTER = {"cpu": "pyuniversal.ops._native:moments_", "triton": "pyuniversal.ops._triton.moments:moments_"}
+moments_ = Op("moments_", check=check, reference=reference, faster=FASTER)

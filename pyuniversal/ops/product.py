@@ -43,4 +43,5 @@ def reference(total: Tensor, x: Packed, y: Packed) -> None:
         total[rows] += (sums * x.scale[rows, None].double() * y.scale.double()).to(total.dtype)
 
 
-product_ = Op("product_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:product_"})
+FASTER = {"cpu": "pyuniversal.ops._native:product_", "triton": "pyuniversal.ops._triton.product:product_"}
+product_ = Op("product_", check=check, reference=reference, faster=FASTER)

@@ -168,4 +168,5 @@ def unpack(packed: Packed) -> Tensor:
     return packed.data.T if packed.layout == "neurons,tokens" else packed.data
 
 
-quantize = Op("quantize", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:quantize", "triton": "pyuniversal.ops._triton:quantize"})
+FASTER = {"cpu": "pyuniversal.ops._native:quantize", "triton": "pyuniversal.ops._triton.quantize:quantize"}
+quantize = Op("quantize", check=check, reference=reference, faster=FASTER)

@@ -156,10 +156,26 @@ def _rows(total: Tensor, tokens: int, x: Columns, y: Columns, top_k: int) -> Cor
 def _block(r: Tensor, tokens: int, x: Columns, y: Columns, k: int) -> tuple[Tensor, ...]:
     """The fields of `Correlations` for a few rows of r, [rows, neurons]."""
     valid = ~torch.isnan(r)
-    top, top_index = _best(r, valid, k, largest=True)
-    bottom, bottom_index = _best(r, valid, k, largest=False)
+    top, top_index = best(r, valid, k, largest=True)
+    bottom, bottom_index = best(r, valid, k, largest=False)
     stderr = rounding_stderr(top, top_index, tokens, x, y)
     return top, top_index, stderr, bottom, bottom_index, _histogram(r, valid), *_moments(r, valid)
+
+
+def lines(total: Tensor, tokens: int, x: Columns, y: Columns) -> tuple[Tensor, Tensor]:
+    """The sides of a block as kernels take them, float64 [3, neurons]: scale (NaN where r is NaN), shift, and a rough mean of r, about which powers are summed.
+
+    That mean is of the r with the first 16 neurons that vary, so that it lies within sd sqrt(n / 16) of the mean of all.
+    """
+    of_x, of_y = ((side.M2 > 0).int().argsort(descending=True, stable=True)[:16] for side in (x, y))
+    x_pilot = correlations(total[:, of_y], tokens, x, y.some(of_y)).nanmean(1)
+    y_pilot = correlations(total[of_x], tokens, x.some(of_x), y).nanmean(0)
+    return _line(x, x_pilot), _line(y, y_pilot)
+
+
+def _line(side: Columns, pilot: Tensor) -> Tensor:
+    scale = torch.sqrt(side.M2).where(side.M2 > 0, torch.nan)
+    return torch.stack([scale, side.shift, pilot.where(pilot.isfinite(), 0.0)])
 
 
 def rounding_stderr(r: Tensor, index: Tensor, tokens: int, x: Columns, y: Columns) -> Tensor:
@@ -176,7 +192,8 @@ def _relative(side: Columns, tokens: int) -> tuple[Tensor, Tensor]:
     return side.added_variance * precision, side.added_fourth * precision * precision
 
 
-def _best(r: Tensor, valid: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+def best(r: Tensor, valid: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The k largest (or smallest) valid r of each row, best first, and their columns, [rows, k]; of equal ones the first; NaN and -1 where there are fewer."""
     r = (r if largest else -r).where(valid, -torch.inf)
     # topk takes any of those that equal the k-th; here it is the first ones.
     worst = r.topk(k, dim=1).values[:, -1:]
@@ -204,4 +221,5 @@ def _moments(r: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
     return mean, var, (d**3).sum(1) / n / var**1.5, (d**4).sum(1) / n / var**2
 
 
-summarize_correlation = Op("summarize_correlation", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:summarize_correlation"})
+FASTER = {"cpu": "pyuniversal.ops._native:summarize_correlation", "triton": "pyuniversal.ops._triton.summarize_correlation:summarize_correlation"}
+summarize_correlation = Op("summarize_correlation", check=check, reference=reference, faster=FASTER)

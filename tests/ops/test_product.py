@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,77 @@ def test_a_block_of_a_larger_total(backend):
     assert torch.equal(whole[4:12, 10:16].cpu(), (x.data.float() @ y.data.float().T))
     whole[4:12, 10:16] = 0
     assert (whole == 0).all()
+
+
+@pytest.mark.parametrize("start", [0, 3, 16])
+def test_operands_that_begin_anywhere(backend, start):
+    # Rows of 117 bytes, of which no two begin alike, and neurons from the middle of a source; the total too begins and ends in the middle of a larger one.
+    x, y = (on(integers(90, 100, seed), backend.device) for seed in (0, 1))
+    wide = torch.full((90, 117), 99, dtype=torch.int8, device=backend.device)
+    wide[:, 7:107] = x.data
+    left, right = replace(x, data=wide[:, 7:107]).columns(start, start + 70), y.columns(5, 5 + 66)
+    whole = torch.full((80, 79), 2.0, device=backend.device)
+    backend.run(product_, whole[3:73, 1:67], left, right)
+    expected = torch.full((80, 79), 2.0, dtype=torch.float64)
+    expected[3:73, 1:67] += x.data.cpu()[start : start + 70].double() @ y.data.cpu()[5:71].double().T
+    assert torch.equal(whole.cpu().double(), expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_neurons_from_the_middle_of_a_source(backend, precision):
+    x, y = (torch.randint(-100, 101, (300, 90), generator=torch.Generator().manual_seed(seed)).float() for seed in (0, 1))
+    none = torch.zeros(90, device=backend.device)
+    sides = [pack(side.to(backend.device), none, torch.arange(300), source=i, seed=0, precision=precision).columns(3 + i, 73) for i, side in enumerate((x, y))]
+    total = torch.ones(70, 69, device=backend.device)
+    backend.run(product_, total, *sides)
+    assert torch.equal(total.cpu(), x[:, 3:73].T @ y[:, 4:73] + 1)  # below 2^24: exact
+
+
+def test_nothing_to_add(backend):
+    total = torch.full((4, 3), 5.0, device=backend.device)
+    backend.run(product_, total, on(integers(4, 20, 0).columns(0, 4), backend.device), on(integers(3, 20, 1), backend.device))
+    before = total.clone()
+    x, y = (replace(on(integers(n, 1, 0), backend.device), data=torch.empty(n, 0, dtype=torch.int8, device=backend.device), tokens=0) for n in (4, 3))
+    backend.run(product_, total, x, y)
+    assert torch.equal(total, before)
+
+
+@pytest.mark.backend("triton")
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("programs", [1, 5, 1000])
+@pytest.mark.parametrize(
+    ("name", "band", "shape", "start"),
+    [("WIDE", 2, (300, 530, 260), 4), ("SMALL", 1, (150, 300, 140), 4), ("SMALL", 3, (290, 260, 40), 5), ("ODD", 16, (260, 130, 130), 5)],
+)
+def test_each_tile_is_made_once(name, band, shape, start, programs, same):
+    kernel = pytest.importorskip("pyuniversal.kernels.product")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    rows, columns, tokens = (shape[0], shape[0], shape[2]) if same else shape
+    x, y = (torch.randint(-127, 128, (n, -(-tokens // 16) * 16), dtype=torch.int8, generator=generator)[:, :tokens] for n in (rows, columns))
+    x_scale, y_scale = 0.5 ** torch.arange(rows).remainder(3), 0.5 ** torch.arange(columns).remainder(5)
+    if same:
+        y, y_scale = x, x_scale
+    # The total lies in a larger one, whose rows begin at multiples of 16 bytes; so do its own if it starts at its fourth column.
+    whole = torch.randint(-9, 10, (rows + 2, -(-columns // 4) * 4 + 12), generator=generator).float()
+    inside = (slice(1, 1 + rows), slice(start, start + columns))
+    expected = whole.double()
+    expected[inside] += (x.double() @ y.double().T) * x_scale[:, None] * y_scale
+    whole, x, x_scale = whole.to(device), x.to(device), x_scale.to(device)
+    y, y_scale = (x, x_scale) if same else (y.to(device), y_scale.to(device))
+    assert kernel.described(whole[inside]) == (start == 4)
+    kernel.product(whole[inside], x, y, x_scale, y_scale, tiles=getattr(kernel, name) | {"BAND": band}, programs=programs)
+    assert torch.equal(whole.cpu().double(), expected)
+
+
+@pytest.mark.backend("triton")
+@pytest.mark.parametrize("total_described", [True, False])
+def test_large_totals_have_large_tiles(total_described):
+    kernel = pytest.importorskip("pyuniversal.kernels.product")
+    wide = kernel.WIDE if total_described else kernel.ODD
+    assert kernel.configuration(3072, 3072, int8=True, total_described=total_described) == wide
+    assert kernel.configuration(3072, 3072, int8=False, total_described=total_described) == wide | {"TOKENS": 64}
+    assert kernel.configuration(36_864, 50, int8=True, total_described=total_described) == kernel.SMALL
 
 
 def test_contract_is_checked():

@@ -1,11 +1,13 @@
-"""What the Triton kernels become on an H100 as runs launch them: no spills, and loads and stores of 16 bytes."""
+"""What the Triton kernels become on an H100 as runs launch them: no spills, the instructions that matter, memory that a block has."""
 
 from __future__ import annotations
 
 import pytest
 from sm90 import SHARED_LIMIT, Compiled, compiled
 
-from pyuniversal.kernels import moments, quantize
+pytest.importorskip("triton")
+
+from pyuniversal.kernels import moments, product, quantize, summarize_correlation
 
 
 def check(built: Compiled, registers: int) -> Compiled:
@@ -55,3 +57,71 @@ def test_centred(dtype, result, loads, stores):
     built = check(compiled("quantize:_centre", signature, quantize.CENTRED, divisible=divisible, num_warps=quantize.CENTRED_WARPS), 64)
     assert built.count("LDG.E.128") == loads
     assert built.count("STG.E.128") == stores
+
+
+def parts(tiles: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """What a configuration says to the kernel, and what to the compiler."""
+    return {k: v for k, v in tiles.items() if k.isupper()}, {k: v for k, v in tiles.items() if k.islower()}
+
+
+@pytest.mark.parametrize(("described", "mirror"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("neurons", [4096, 64])
+@pytest.mark.parametrize("dtype", ["i8", "bf16"])
+def test_product(dtype, neurons, described, mirror):
+    int8 = dtype == "i8"
+    constants, options = parts(product.configuration(neurons, neurons, int8=int8, total_described=described))
+    height, width, depth = constants["ROWS"], constants["COLUMNS"], constants["TOKENS"]
+    x, y = (f"tensordesc<{dtype}[{n}, {depth}]>" if int8 else f"tensordesc<{dtype}[{depth}, {n}]>" for n in (height, width))
+    total = f"tensordesc<fp32[{height}, {width // 2}]>" if described else "*fp32"
+    sizes = dict.fromkeys(("stride", "rows", "columns", "tokens"), "i32")
+    constants |= {"INT8": int8, "WIDEN": False, "DESCRIBED": described, "MIRROR": max(height, width) if mirror else 0}
+    signature = {"x": x, "y": y, "total": total, "x_scale": "*fp32", "y_scale": "*fp32", **sizes}
+    built = compiled("product:_product", signature, constants, **options)
+    assert built.spills == 0
+    assert built.shared <= SHARED_LIMIT
+    assert built.registers <= (255 if mirror else 248)
+    # Both operands in each of three stages: nothing is transposed on its way to wgmma, and the loads run ahead.
+    assert built.count("UTMALDG") >= 6
+    assert built.count("IGMMA" if int8 else "HGMMA") >= 4
+    assert built.count("UTMASTG") == (0 if not described else 4 if mirror else 2)
+    assert built.count("LDL") == built.count("STL") == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_summarize_correlation_reads_once(dtype):
+    constants, options = parts(summarize_correlation.TILE)
+    doubles = dict.fromkeys(("x", "y", "edges", "x_sums", "x_groups", "y_sums", "y_groups"), "*fp64")
+    sizes = dict.fromkeys(("row_stride", "rows", "columns", "steps", "x_group_count", "y_group_count"), "i32")
+    signature = {"total": f"*{dtype}", "tokens": "i64", "x_counts": "*i32", "y_counts": "*i32", **doubles, **sizes}
+    constants |= {"column_stride": 1, "EIGHTS": summarize_correlation.EIGHTS}
+    built = compiled("summarize_correlation:_tiles", signature, constants, divisible=("row_stride", "rows", "columns"), enable_fp_fusion=False, **options)
+    assert built.spills == 0
+    assert built.registers <= 255
+    assert built.shared <= SHARED_LIMIT // 4
+    # Sixteen values a thread, 16 bytes at a time: of float32 four loads. r has the bits of the reference only if nothing is contracted but the division.
+    assert built.sass.count("LDG.E.128") >= (4 if dtype == "fp32" else 8)
+    assert "div.rn.f64" in built.ptx
+    assert "fma.rn.f64" not in built.ptx
+    assert built.sass.count("REDG") > 0
+
+
+@pytest.mark.parametrize(("lines", "groups"), [(1, 4096), (2, 2048), (32, 128)])
+def test_summarize_correlation_chooses_groups(lines, groups):
+    assert lines * groups == summarize_correlation.LIST
+    signature = {"groups": "*fp64", "chosen": "*i32", "lines": "i32", "count": "i32", "k": "i32"}
+    built = compiled("summarize_correlation:_choose", signature, {"LINES": lines, "LENGTH": groups}, **summarize_correlation.LISTS)
+    assert built.spills == 0
+    assert built.registers <= 168
+
+
+@pytest.mark.parametrize("unit", ["partner_stride", "line_stride"])
+@pytest.mark.parametrize(("dtype", "lines", "groups"), [("fp32", 2, 64), ("fp64", 1, 128), ("fp32", 64, 2)])
+def test_summarize_correlation_picks_partners(dtype, lines, groups, unit):
+    assert lines * groups * summarize_correlation.GROUP == summarize_correlation.LIST
+    integers = dict.fromkeys({"partner_stride", "line_stride", "lines", "partners", "count", "k"} - {unit}, "i32")
+    signature = {"total": f"*{dtype}", "tokens": "i64", "chosen": "*i32", "index": "*i32", **dict.fromkeys(("mine", "theirs", "best"), "*fp64"), **integers}
+    constants = {unit: 1, "LINES": lines, "GROUPS": groups, "GROUP": summarize_correlation.GROUP}
+    built = compiled("summarize_correlation:_pick", signature, constants, enable_fp_fusion=False, **summarize_correlation.LISTS)
+    assert built.spills == 0
+    assert built.registers <= 168
+    assert "fma.rn.f64" not in built.ptx

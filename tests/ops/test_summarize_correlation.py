@@ -178,6 +178,12 @@ def test_of_equal_correlations_the_first_is_better(backend):
         assert_both(backend, total, unit(530), unit(300), 50)
 
 
+def test_zeros_are_equal_whatever_their_sign(backend):
+    generator = np.random.default_rng(16)
+    total = torch.tensor(generator.choice([0.0, -0.0, 0.5, -0.5], (80, 70), p=[0.45, 0.45, 0.05, 0.05]))
+    assert_both(backend, total, unit(80), unit(70), 40)
+
+
 def test_ties_beside_many_smaller_and_larger_values(backend):
     generator = np.random.default_rng(6)
     total = torch.tensor(generator.uniform(-1, 1, (300, 600)))
@@ -185,7 +191,7 @@ def test_ties_beside_many_smaller_and_larger_values(backend):
     assert_both(backend, total, unit(300), unit(600), 120)
 
 
-@pytest.mark.parametrize("k", [1, 31, 33, 300, 1200, 5000])
+@pytest.mark.parametrize("k", [1, 31, 33, 128, 300, 1200, 5000])
 def test_any_number_of_partners(backend, k):
     total = torch.tensor(np.random.default_rng(7).standard_normal((1300, 12)) * 200)
     assert_both(backend, total, neurons(1300), neurons(12), k)
@@ -271,6 +277,36 @@ def test_totals_without_neighbouring_columns_are_for_the_reference():
     assert summarize_correlation.explain(transposed, tokens, x, y)["cpu"] == "needs a total with neighbouring columns"
     rows, _ = summarize_correlation(transposed, tokens, x, y)
     assert torch.equal(rows.top_index, summarize_correlation(total, tokens, x, y)[0].top_index)
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_a_transposed_total_is_read_as_it_lies(backend):
+    total = torch.tensor(np.random.default_rng(14).standard_normal((70, 190)) * 200).float()
+    assert_both(backend, total.T, neurons(190), neurons(70, 1), 40)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_tiles_of_any_shape_leave_the_same(backend, steps):
+    kernel = pytest.importorskip("pyuniversal.kernels.summarize_correlation")
+    generator = np.random.default_rng(15)
+    r = torch.tensor(generator.normal(0.1, 0.3, (170, 290)).clip(-1.1, 1.1))
+    r[5], r[:, 288] = torch.nan, torch.nan
+    pilots = [torch.tensor(generator.uniform(-0.1, 0.1, n)) for n in r.shape]
+    sides = [torch.stack([torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64), p]) for n, p in zip(r.shape, pilots, strict=True)]
+    arguments = [v.to(backend.device) for v in (*sides, HISTOGRAM_EDGES)]
+    both = kernel.summarize(r.to(backend.device), 10, *arguments, tile=kernel.TILE, steps=steps)
+    for side, lines, pilot in zip(both, (r, r.T), pilots, strict=True):
+        d = (lines - pilot[:, None]).nan_to_num(0.0)
+        np.testing.assert_allclose(side.sums.cpu(), torch.stack([(d**power).sum(1) for power in (1, 2, 3, 4)]), atol=1e-11)
+        assert side.counts.shape == (len(lines), 104)
+        edges = HISTOGRAM_EDGES.numpy().copy()
+        edges[[0, -1]] = -2, 2
+        for line, counts in zip(lines.numpy(), side.counts.cpu().numpy(), strict=True):
+            np.testing.assert_array_equal(counts, np.pad(np.histogram(line[~np.isnan(line)], edges)[0], (0, 5)))
+        for way, found in zip((lines, -lines), side.groups.cpu(), strict=True):
+            padded = torch.nn.functional.pad(way.nan_to_num(-torch.inf), (0, -way.shape[1] % 32), value=-torch.inf)
+            assert torch.equal(found, padded.unflatten(1, (-1, 32)).amax(2))
 
 
 def outputs(n: int, m: int, k: int) -> list[torch.Tensor]:

@@ -1,0 +1,59 @@
+"""`product_` in Triton; float32 and float64 by the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ...kernels.product import described, product
+from .._op import Implementation
+from ..quantize import Packed, unpack
+from ._device import elsewhere
+
+
+def _why_not(total: Tensor, x: Packed, y: Packed) -> str | None:
+    if (reason := elsewhere(total)) is not None:
+        return reason
+    if total.is_cuda and torch.cuda.get_device_capability(total.device) < (9, 0):
+        return "needs the shared memory of a GPU of compute capability 9.0"
+    return None
+
+
+def _run(total: Tensor, x: Packed, y: Packed) -> None:
+    if x.precision in ("float32", "float64"):
+        with _full_float32():
+            total.addmm_(unpack(x).T, unpack(y))
+        return
+    left = _operand(x)
+    right = left if y.data is x.data else _operand(y)
+    with torch.cuda.device_of(total):
+        product(total, left, right, x.scale.contiguous(), y.scale.contiguous())
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """The library's products with the mantissa they were asked for, whatever models run with."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _operand(packed: Packed) -> Tensor:
+    """int8 [neurons, tokens] or bf16 [tokens, neurons], where its rows begin at multiples of 16 bytes as it is, else copied so."""
+    data = unpack(packed)
+    if packed.precision == "int8":
+        data = data.T
+    if described(data):
+        return data
+    item = data.element_size()
+    padded = data.new_empty(data.shape[0], -(-data.shape[1] * item // 16) * 16 // item)[:, : data.shape[1]]
+    return padded.copy_(data)
+
+
+product_ = Implementation(run=_run, why_not=_why_not)
