@@ -134,3 +134,14 @@ def test_slow_tokenizers(tmp_path: Path) -> None:
 def test_not_a_tokenizer() -> None:
     with pytest.raises(InputError, match=r"dict is not a tokenizer of transformers\. Pass what AutoTokenizer\.from_pretrained returns"):
         tokenizer_hash({})  # type: ignore[arg-type]
+
+
+def test_an_id_out_of_all_proportion_is_refused_at_once(tmp_path: Path) -> None:
+    tiny.tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    token = next(iter(whole["model"]["vocab"]))
+    whole["model"]["vocab"][token] = 2**31  # the backend would visit every id up to it, and take 8 GB
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(InputError, match=r"is damaged: its token .* has the id 2,147,483,648"):
+        tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path))
