@@ -9,8 +9,12 @@ import contextlib
 import inspect
 import json
 import logging
+import math
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,8 +119,14 @@ class Verb(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb: exit code 1 for a PyUniversalError (2 with --exit-code), 130 for Ctrl-C, 143 for SIGTERM; other errors go up with their traceback."""
         rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
-        if rank != "0":  # of several processes the first talks, unless another fails
+        if rank != "0":  # of several processes the first talks, unless another fails, and does alone what is not shared
+            if ctx.command.name not in SHARED:
+                return None
             ctx.params.update(quiet=True, as_json=False)
+        with _heeding(rank == "0"):
+            return self._told(ctx, rank)
+
+    def _told(self, ctx: click.Context, rank: str) -> Any:
         verbose, quiet = ctx.params.get("verbose", False), ctx.params.get("quiet", False)
         try:
             with _logging(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO):
@@ -128,11 +138,10 @@ class Verb(click.Command):
             ctx.exit(2 if ctx.params.get("exit_code") else 1)  # 1 then says that two runs differ
         except KeyboardInterrupt as error:
             terminated = isinstance(error, Terminated)
-            again = "The same command" + (" without --overwrite" if ctx.params.get("overwrite") else "")
-            click.echo(
-                ("\nTerminated." if terminated else "\nInterrupted.") + (f" {again} resumes where it stopped." if ctx.command.name in RESUMABLE else ""),
-                err=True,
-            )
+            again = "the same command" + (" without --overwrite" if ctx.params.get("overwrite") else "")
+            kept = KEPT.get(ctx.command.name or "", "Nothing was written; {again} begins anew").format(again=again)
+            if rank == "0":
+                click.echo(f"\n{'Terminated' if terminated else 'Interrupted'}. {kept}.", err=True)
             ctx.exit(143 if terminated else 130)
 
 
@@ -146,7 +155,39 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
-RESUMABLE = {"run", "observe", "tokens", "confirm"}
+SHARED = {"run", "observe"}  # by all processes of torchrun
+KEPT = {  # of a verb that was stopped
+    "run": "Chunks of the last checkpoint and stages that ended are kept; {again} resumes where it stopped",
+    "observe": "Chunks of the last checkpoint are kept; {again} resumes where it stopped",
+    "tokens": "Blocks of documents that are done are kept; {again} resumes where it stopped",
+    "confirm": "Batches of documents that are done are kept; {again} resumes where it stopped",
+    "table": "The sums are as they were, and tables that are done are whole; {again} makes them all again",
+}
+
+
+@contextlib.contextmanager
+def _heeding(heeds: bool) -> Iterator[None]:
+    """Inside the `with` block SIGTERM, which schedulers send some seconds before they kill, is an error like Ctrl-C, so that what was begun is put away.
+
+    Another within ten seconds, which process groups are sent, changes nothing. In the pass `streaming.checkpoints` takes its place. Ranks behind the first
+    keep Python's way, death at once: they have nothing to say, and a signal is not heard in the middle of waiting for another.
+    """
+    if not heeds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = -math.inf
+
+    def stop(*_: object) -> None:
+        nonlocal heard
+        before, heard = heard, time.monotonic()
+        if heard - before > 10:
+            raise Terminated("SIGTERM")
+
+    handler = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -369,7 +410,9 @@ Examples:
 def confirm(folder: str, models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Confirm the partners that the sums in the folder RUN choose on held-out documents, and find what comes by chance.
 
-    `table` takes both into its tables. `run` does it by itself.
+    `table` takes both into its tables. `run` does it by itself. Without MODEL and --tokens it loads what the manifest in RUN names, local folders or names on
+    the Hugging Face hub, and says which; of a RUN from somebody else, look at them first. Only safetensors are read, and no code of theirs is run unless
+    --trust-remote-code.
     """
     _work(pipeline.confirm_stage, folder, list(models) or None, options=options, quiet=quiet)
     if as_json:
@@ -391,7 +434,9 @@ Examples:
 def verify(folder: str, models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Check the finished run in the folder RUN: files against their hashes, r of a random thousandth of its neurons against float64.
 
-    Exit code 1 where something differs by more than rounding explains.
+    Exit code 1 where something differs by more than rounding explains. Without MODEL and --tokens it loads what the manifest in RUN names, local folders or
+    names on the Hugging Face hub, and says which; of a RUN from somebody else, look at them first. Only safetensors are read, and no code of theirs is run
+    unless --trust-remote-code.
     """
     found = _work(pipeline.verify, folder, list(models) or None, options=options, quiet=quiet)
     if as_json:

@@ -34,4 +34,4 @@ class RankError(PyUniversalError, RuntimeError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came while a pass was running; like Ctrl-C, after what was computed has been saved."""
+    """SIGTERM came while a pass or a verb of the command line was running; like Ctrl-C, after what was computed has been saved."""

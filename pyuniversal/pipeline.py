@@ -139,7 +139,11 @@ def run(
         overwrite=overwrite,
         progress=progress,
     )
-    stages.observe(inputs, storage=storage, memory=memory, progress=progress)
+    totals = stages.observe(inputs, storage=storage, memory=memory, progress=progress)
+    if not inputs.ranks.rank:
+        stages.accept(inputs)
+        stages.note(inputs, totals)
+    del totals  # products that are in memory, before what follows takes some
     if inputs.ranks.rank:
         return stages.follow(inputs)
     if dense_tokens is not None:
@@ -206,7 +210,10 @@ def observe_stage(
         overwrite=overwrite,
         progress=progress,
     )
-    return stages.observe(inputs, storage=storage, memory=memory, progress=progress, shard=shard)
+    totals = stages.observe(inputs, storage=storage, memory=memory, progress=progress, shard=shard)
+    if not inputs.ranks.rank:
+        stages.note(inputs, totals, shard=shard)
+    return totals
 
 
 def merge(folders: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str]) -> Totals:
@@ -249,6 +256,7 @@ def plan(
     *,
     tokens: str | os.PathLike[str] | None = None,
     max_tokens: int | None = None,
+    dense_tokens: int | None = None,
     layers: Sequence[int] | None = None,
     site: str = "mlp.post",
     precision: str = "int8",
@@ -277,6 +285,7 @@ def plan(
         models,
         tokens=tokens,
         max_tokens=max_tokens,
+        dense_tokens=dense_tokens,
         layers=layers,
         site=site,
         precision=precision,

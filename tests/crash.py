@@ -7,6 +7,7 @@ takes.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -44,6 +45,24 @@ def prepare(*, pause: float, sweeps: bool) -> None:
         layout._groups = lambda shapes, sizes, memory: groups(shapes, sizes, 0.0)
 
 
+def terminate_at(address: str, call: int) -> None:
+    """In the process of a run: SIGTERM as a function is called for the `call`-th time, "package.module:name" or "package.module:Class.name"."""
+    module, _, names = address.partition(":")
+    owner: Any = importlib.import_module(module)
+    *outer, name = names.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    real, calls = getattr(owner, name), []
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **options)
+
+    setattr(owner, name, stopped)
+
+
 def say(value: object) -> None:
     """A line for the parent."""
     sys.stdout.write(f"{value}\n")
@@ -73,6 +92,8 @@ def serve() -> None:
             if order["largest_file"]:  # a write beyond it fails as on a full disk, in the library that writes; Python ignores the signal
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], order["largest_file"]))
             prepare(pause=order["pause"], sweeps=order["sweeps"])
+            if order["terminate"]:
+                terminate_at(*order["terminate"])
             cli.main(order["words"])
         say(pid)
         _, status = os.waitpid(pid, 0)
@@ -91,10 +112,11 @@ class Server:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def start(self, words: list[str], *, log: Path, pause: float = 0.0, largest_file: int = 0) -> int:
-        """Begin a run; its process id."""
+    def start(self, words: list[str], *, log: Path, pause: float = 0.0, largest_file: int = 0, terminate: tuple[str, int] | None = None) -> int:
+        """Begin a run; its process id. `terminate`: arguments of `terminate_at`."""
         assert self.process.stdin is not None
         order = {"words": words, "log": str(log), "pause": pause, "sweeps": "sweeps" in words, "largest_file": largest_file}
+        order["terminate"] = terminate
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return int(self._line())

@@ -36,11 +36,52 @@ class Sampler(threading.Thread):
             self.peak = max(self.peak, anonymous())
 
 
+def later(case: dict[str, Any]) -> dict[str, float]:
+    """A stage after the pass: "candidates", "confirm" or "nulls", its sums alone, of partners and neurons drawn at random."""
+    import tempfile
+
+    import numpy as np
+    import tiny
+    import torch
+
+    from pyuniversal import ModelSite, load_model, tokenize
+    from pyuniversal.stages.inputs import shape_of
+    from pyuniversal.streaming import afterwards, best_by_chance, confirm_pass, document_batches
+    from pyuniversal.streaming.layout import Shapes
+
+    with tempfile.TemporaryDirectory() as scratch:
+        shape = {"n_layer": case["layers"], "n_inner": case["width"], "n_embd": 128, "n_positions": 256}
+        sources = [ModelSite(load_model(tiny.gpt2(Path(scratch) / f"m{seed}", seed=seed, **shape))) for seed in range(case["models"])]
+        corpus = tokenize(tiny.sentences(case["tokens"] // 24), sources[0].model.tokenizer, out=Path(scratch) / "tokens", row_tokens=64, progress=False)
+        shapes = Shapes(tuple(shape_of(s.name, s.model.config, s.layers) for s in sources), "int8", "float32", "mlp.post", case["chunk_tokens"], 2048)
+        columns, every = case["layers"] * case["width"], range(len(sources))
+        generator = torch.Generator().manual_seed(0)
+        centre, rows = [torch.zeros(columns) for _ in every], np.arange(corpus.n_rows)
+        before, sampler = anonymous(), Sampler()
+        sampler.start()
+        if case["stage"] == "nulls":
+            planned = afterwards.null_work(shapes) + afterwards.null_products(shapes, parts=case["parts"])
+            chosen = [torch.randperm(columns, generator=generator)[: case["layers"] * 400] for _ in every]
+            best_by_chance(sources, corpus, rows, chosen, centre, chunk_tokens=case["chunk_tokens"] // 2, parts=case["parts"], progress=False)
+        else:
+            planned = {"candidates": afterwards.candidates_bytes, "confirm": afterwards.confirm_bytes}[case["stage"]](shapes)
+            candidates, batches = (16, 4) if case["stage"] == "candidates" else (1, 32)
+            partners = {(i, j): torch.randint(columns, (columns, candidates), generator=generator) for i in every for j in every if i != j}
+            dealt = document_batches(corpus, rows, seed=0, batches=batches)
+            confirm_pass(sources, corpus, rows=rows, batch_of_row=dealt, partners=partners, centre=centre, out=Path(scratch) / "out", progress=False)
+        sampler.stopped.set()
+        sampler.join()
+    return {"measured": sampler.peak - before, "planned": planned}
+
+
 def main(case: dict[str, Any]) -> None:
     import tempfile
 
     import tiny
 
+    if "stage" in case:
+        sys.stdout.write(json.dumps(later(case)))
+        return
     from pyuniversal import ModelSite, load_model, tokenize
     from pyuniversal import observe as stream
     from pyuniversal.stages.inputs import shape_of

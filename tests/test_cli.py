@@ -47,7 +47,7 @@ PLAN = {
     "precision": "int8",
     "tokens": 5000,
     **{f"{key}_flops": 2e12 for key in ("forward", "product", "baseline")},
-    **{f"{key}_bytes": 3.5e9 for key in ("weights", "totals", "chunk", "table", "memory", "available", "disk_available")},
+    **{f"{key}_bytes": 3.5e9 for key in ("weights", "totals", "chunk", "candidates", "confirm", "nulls", "table", "memory", "available", "disk_available")},
     "disk_bytes": 12e6,
     "storage_words": "some at a time, in 3 sweeps over the tokens",
     "seconds": 5400.0,
@@ -292,10 +292,15 @@ def test_what_nobody_expected_goes_up(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "stage", "told"),
     [
-        ("run a", "run", "Interrupted. The same command resumes where it stopped."),
-        ("observe a", "observe_stage", "Interrupted. The same command resumes where it stopped."),
-        ("run a --overwrite", "run", "Interrupted. The same command without --overwrite resumes where it stopped."),
-        ("table there", "table_stage", "Interrupted."),
+        ("run a", "run", "Interrupted. Chunks of the last checkpoint and stages that ended are kept; the same command resumes where it stopped."),
+        ("observe a", "observe_stage", "Interrupted. Chunks of the last checkpoint are kept; the same command resumes where it stopped."),
+        (
+            "run a --overwrite",
+            "run",
+            "Interrupted. Chunks of the last checkpoint and stages that ended are kept; the same command without --overwrite resumes where it stopped.",
+        ),
+        ("table there", "table_stage", "Interrupted. The sums are as they were, and tables that are done are whole; the same command makes them all again."),
+        ("show there", "open_run", "Interrupted. Nothing was written; the same command begins anew."),
     ],
 )
 def test_ctrl_c(monkeypatch, words, stage, told):

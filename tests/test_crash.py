@@ -25,6 +25,7 @@ from pyuniversal.totals.ledger import from_ranges
 
 KILLS = int(os.environ.get("PYUNIVERSAL_KILLS", "6"))
 STORAGES = ("resident", "disk", "sweeps")
+KEPT = "Chunks of the last checkpoint and stages that ended are kept"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_sigterm_saves_what_is_done(inputs, server, undisturbed, tmp_path, stora
     os.kill(pid, signal.SIGTERM)
     assert server.wait() == 143
     told = log.read_text()
-    assert "Terminated. The same command resumes where it stopped." in told
+    assert f"Terminated. {KEPT}; the same command resumes where it stopped.\n" in told
     assert "Traceback" not in told
     done, of = map(int, re.search(r"stopped; (\d+) of (\d+) chunks are saved in", told).groups())
     assert (done, of) == (chunks_in(out), json.loads(ledger.read_text())["head"]["n_chunks"])
@@ -116,6 +117,60 @@ def test_sigterm_saves_what_is_done(inputs, server, undisturbed, tmp_path, stora
     assert server.wait() == 0
     assert done == 0 or f"resuming: {done} of {of} chunks are done" in log.read_text()
     assert differences(left(out), undisturbed[0]) == []
+
+
+PLACES = {
+    "tokens": ("pyuniversal.tokens.partial:Partial.finish", 1),
+    "between": ("pyuniversal.stages.passing:_weights", 1),
+    "confirm": ("pyuniversal.totals.confirmation:Confirmation.finish", 3),
+    "null": ("pyuniversal.streaming.repairing:_summary", 2),
+    "tables": ("pyuniversal.stages.tables:write_tables", 1),
+    "figures": ("pyuniversal.report.figures:draw", 3),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_sigterm_outside_the_pass(inputs, server, undisturbed, tmp_path, place):
+    out, log = tmp_path / "run", tmp_path / "log"
+    server.start(words(inputs, out), log=log, terminate=PLACES[place])
+    assert server.wait() == 143, log.read_text()
+    told = log.read_text()
+    assert told.endswith(f"\nTerminated. {KEPT}; the same command resumes where it stopped.\n")
+    assert "Traceback" not in told
+    assert [path for path in out.rglob(".*") if path.name != ".partial"] == [], "something half-written is left"
+    done = {path: path.stat().st_mtime_ns for path in out.glob("confirmation/batch-*")}
+    assert len(done) == {"tokens": 0, "between": 0, "confirm": 2}.get(place, len(done))
+    server.start(words(inputs, out), log=log)
+    assert server.wait() == 0, log.read_text()
+    assert differences(left(out), undisturbed[0]) == []
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "what was kept is done again"
+
+
+@pytest.mark.parametrize(
+    ("verb", "place", "kept"),
+    [
+        (
+            "table",
+            ("pyuniversal.stages.tables:write_tables", 1),
+            "The sums are as they were, and tables that are done are whole; the same command makes them all again",
+        ),
+        ("verify", ("pyuniversal.streaming.confirmation:_add", 2), "Nothing was written; the same command begins anew"),
+        ("confirm", ("pyuniversal.streaming.repairing:_summary", 2), "Batches of documents that are done are kept; the same command resumes where it stopped"),
+    ],
+)
+def test_sigterm_in_a_verb_of_a_finished_run(inputs, server, tmp_path, verb, place, kept):
+    out, log = tmp_path / "run", tmp_path / "log"
+    server.start(words(inputs, out), log=log)
+    assert server.wait() == 0
+    (out / "nulls.parquet").unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    server.start([verb, str(out), "--quiet"], log=log, terminate=place)
+    assert server.wait() == 143, log.read_text()
+    assert log.read_text().endswith(f"\nTerminated. {kept}.\n")
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    tables = {"matches.parquet", "neurons.parquet", "depth.parquet"}  # and how long what ended took
+    assert changed <= {"table": tables | {"manifest.json"}, "confirm": {"manifest.json"}, "verify": set()}[verb]
 
 
 def held(ledger: Path) -> dict[str, set[int]]:
@@ -138,7 +193,7 @@ def test_ctrl_c_of_the_command_itself(inputs, tmp_path):
         code = process.wait(timeout=60)
     told = log.read_text()
     assert code == 130, told
-    assert "Interrupted. The same command resumes where it stopped." in told
+    assert f"Interrupted. {KEPT}; the same command resumes where it stopped.\n" in told
     done, of = map(int, re.search(r"stopped; (\d+) of (\d+) chunks are saved in", told).groups())
     assert 0 < done == chunks_in(out) < of
 

@@ -15,7 +15,9 @@ from click.testing import CliRunner
 
 import pyuniversal
 from pyuniversal import FileError, InputError, ModelSite, cli, load_model, load_tokens, tokenize
+from pyuniversal.models.loading import DTYPES
 from pyuniversal.stages.confirming import held_out_rows
+from pyuniversal.stages.verifying import ACTIVATIONS
 from pyuniversal.streaming import choose_rows
 from pyuniversal.streaming.chunks import gather, make_chunk
 
@@ -131,6 +133,23 @@ def test_verify_finds_what_was_changed(whole, folders, tokens, tmp_path):
     victim.write_bytes(kept)
 
 
+def test_verify_allows_what_the_dtype_of_the_models_loses(whole, folders, tokens, tmp_path, monkeypatch):
+    """Activations that differ by three per cent: more than float32 explains, less than bfloat16 of another machine may."""
+    short = pyuniversal.run(folders[::2], tokens=tokens, out=tmp_path, dtype="bfloat16", max_tokens=4_000, **OPTIONS)
+    assert short.manifest["options"]["dtype"] == "bfloat16"
+    generator = torch.Generator().manual_seed(3)
+
+    def elsewhere(*args, **options):
+        return {site: x * (1 + 0.03 * torch.randn(x.shape, generator=generator)).to(x.dtype) for site, x in gather(*args, **options).items()}
+
+    monkeypatch.setattr("pyuniversal.streaming.confirmation.gather", elsewhere)
+    found = pyuniversal.pipeline.verify(short.path, progress=False)
+    assert found["failures"] == []
+    assert 1e-4 < found["largest_difference"] < 2e-2
+    assert len(pyuniversal.pipeline.verify(whole.path, progress=False)["failures"]) > 24
+    assert set(ACTIVATIONS) == set(DTYPES)
+
+
 def test_what_is_not_of_the_run_is_refused(whole, folders, tokens, tmp_path):
     with pytest.raises(InputError, match=r"these models are not those of the run in .*, in this order"):
         pyuniversal.pipeline.verify(whole.path, folders[::-1], progress=False)
@@ -178,6 +197,57 @@ def test_candidates_are_of_the_run_that_asked_for_them(folders, tokens, tmp_path
     plain = pyuniversal.table_stage(tmp_path, baseline_draws=2)
     assert plain.matches["rank"].max() == 49
     assert pyuniversal.pipeline.verify(tmp_path, progress=False)["failures"] == []
+
+
+PLAIN, REFINED = {"max_tokens": 4_000}, {"dense_tokens": 4_000, "confirm_tokens": 3_000}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "told"),
+    [
+        (REFINED, REFINED | {"confirm_tokens": 2_000}, "candidates holds the confirmation of another run; it differs in rows"),
+        (REFINED, PLAIN, "confirmation holds the confirmation of another run; it differs in partners"),
+        (PLAIN, REFINED, "confirmation holds the confirmation of another run: its partners are no candidates"),
+        (PLAIN, {"max_tokens": 3_000}, "totals holds the totals of another run; it differs in rows"),
+    ],
+)
+def test_a_refused_repeat_leaves_every_byte(folders, tokens, tmp_path, first, then, told):
+    options = {"tokens": tokens, "out": tmp_path, "chunk_tokens": 512, "baseline_draws": 1, "top_k": 3, "progress": False}
+    pyuniversal.run(folders[::2], **first, **options)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"{told}.* Choose another --out, or --overwrite"):
+        pyuniversal.run(folders[::2], **then, **options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    pyuniversal.run(folders[::2], **first, **options)
+
+
+@pytest.mark.parametrize("verb", ["verify", "confirm"])
+def test_what_a_manifest_names_is_told_before_it_is_loaded(whole, folders, tokens, tmp_path, monkeypatch, verb):
+    out = tmp_path / "run"
+    shutil.copytree(whole.path, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["models"][1]["source"] = "stranger/model\x1b[2J"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    told = []
+
+    def load(models, **_):
+        told.append(models)
+        raise InputError("nothing is loaded here")
+
+    monkeypatch.setattr("pyuniversal.stages.inputs.load_models", load)
+    said = CliRunner().invoke(cli.main, [verb, str(out)]).stderr.splitlines()
+    start = said.index(f"named by {out / 'manifest.json'}, not by this command, and loaded now:")
+    assert said[start + 1 : start + 5] == [
+        f"  model '{folders[0]}' from the folder '{folders[0].resolve()}'",
+        "  model 'stranger/model\\x1b[2J' from the Hugging Face hub or its cache",
+        f"  model '{folders[2]}' from the folder '{folders[2].resolve()}'",
+        f"  tokens '{tokens}'",
+    ]
+    assert said[start + 5] == "Error: nothing is loaded here"
+    own = CliRunner().invoke(cli.main, [verb, str(out), *map(str, folders), "--tokens", str(tokens)]).stderr
+    assert "named by" not in own
+    assert told[1] == [str(folder) for folder in folders]
+    assert "names on the Hugging Face hub" in " ".join(CliRunner().invoke(cli.main, [verb, "--help"]).stdout.split())
 
 
 def test_rows_of_joined_documents_are_confirmed_on_only_if_all_of_them_is_held_out(folders, tmp_path, caplog):

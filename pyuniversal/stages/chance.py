@@ -10,15 +10,16 @@ import pandas as pd
 
 from .. import results, universality
 from ..errors import NotEnoughMemoryError
+from ..streaming import available_bytes
+from ..streaming.afterwards import null_work
+from ..streaming.layout import Shapes
+from ..streaming.plan import LIMITED, SLACK
 from ..totals import Totals
-from .inputs import Inputs, clock, note_timings
+from .inputs import Inputs, clock, note_timings, shape_of
 
 log = logging.getLogger(__name__)
 
 SHARE = 4  # a null takes at most one in so many of the run's tokens: its three draws and its second forward pass would cost a short run more than the run
-
-
-BUDGET = 4e9  # bytes that its products may take at most
 
 
 @contextmanager
@@ -28,6 +29,14 @@ def _unless_too_large() -> Iterator[list[pd.DataFrame]]:
         yield []
     except NotEnoughMemoryError as error:
         log.warning("no null is made: %s", error)
+
+
+def _room(inputs: Inputs, memory: int | None) -> float:
+    """Bytes that the null's products may take at once: what is free, or what --memory leaves, beside its activations."""
+    options = inputs.options
+    sources = tuple(shape_of(s.name, s.model.config, s.layers) for s in inputs.sources)
+    shapes = Shapes(sources, **{name: options[name] for name in ("precision", "dtype", "site", "chunk_tokens", "batch_tokens")})
+    return available_bytes(options["device"], memory) / (SLACK if memory is None else LIMITED) - null_work(shapes)
 
 
 def chance(inputs: Inputs, *, null_tokens: int, memory: int | None, progress: bool) -> None:
@@ -44,7 +53,7 @@ def chance(inputs: Inputs, *, null_tokens: int, memory: int | None, progress: bo
                 inputs.corpus,
                 totals,
                 null_tokens=tokens,
-                budget_bytes=BUDGET if memory is None else min(BUDGET, memory / 8),  # not what is free just now: a repeated run has the same null
+                room_bytes=_room(inputs, memory),
                 precision=inputs.options["precision"],
                 chunk_tokens=max(inputs.options["chunk_tokens"] // 2, inputs.corpus.row_tokens),
                 batch_tokens=inputs.options["batch_tokens"],

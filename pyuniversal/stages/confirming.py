@@ -11,81 +11,106 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import universality
-from ..streaming import choose_rows, confirm_pass, document_batches
+from ..errors import InputError
+from ..streaming import check_resumable, choose_rows, confirm_pass, document_batches
+from ..streaming.confirmation import CANDIDATES, STEPS
 from ..streaming.pairing import spans
 from ..tokens import Tokens
-from ..totals import Totals
+from ..totals import Confirmation, Totals
+from ..totals.confirmation import LEDGER
 from .inputs import Inputs, clock, note_timings
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = 16  # partners of a neuron that stay in the race when a part of the text goes through the dense product and the rest does not
-STEPS = 4  # that the sums of the candidates are saved in: each takes memory
 CONFIRMED, REFINED = "confirmation", "candidates"  # folders of a run
+
+
+def accept(inputs: Inputs) -> None:
+    """Refuse what a run with other options left of candidates or confirmation, before anything of that run is touched.
+
+    Raises:
+        InputError: there is such a thing.
+    """
+    folder, dense = inputs.folder, inputs.options["dense_tokens"] is not None
+    refined, confirmed = ((folder / name / LEDGER).exists() for name in (REFINED, CONFIRMED))
+    totals = Totals.load(folder / "totals") if refined or confirmed else None
+    if totals is None or len(totals.sources) < 2:
+        return
+    rest = _candidates(inputs, totals) if dense else None
+    if rest is not None and refined:
+        check_resumable(inputs.sources, inputs.corpus, **rest)
+    if confirmed and rest is not None and (not refined or Confirmation.load(folder / REFINED).missing()):
+        raise InputError(f"{folder / CONFIRMED} holds the confirmation of another run: its partners are no candidates. Choose another --out, or --overwrite.")
+    if confirmed and (held := _held_out(inputs, totals)) is not None:
+        check_resumable(inputs.sources, inputs.corpus, **held)
 
 
 def refine(inputs: Inputs, *, progress: bool) -> None:
     """Sum the best candidates of the dense pass, and nobody else, over the text that it left, or --confirm-tokens of it."""
     totals = Totals.load(inputs.folder / "totals")
-    if len(totals.sources) < 2:
+    rest = _candidates(inputs, totals)
+    if rest is None:
         return
-    options = inputs.options
-    rows = refinement_rows(inputs, totals)
-    if not len(rows):
-        log.warning("the dense pass took the whole text: nothing is left for its candidates; give more text or fewer --dense-tokens")
-        return
-    partners = {(i, j): found.top_index for i, j, found in universality.summaries(totals, top_k=CANDIDATES, device=inputs.options["device"])}
-    tokens = int(inputs.corpus.lengths[rows].sum())
+    tokens = int(inputs.corpus.lengths[rest["rows"]].sum())
     cells = sum(product.total.numel() for product in totals.products.values())
-    pairs = sum(partner.numel() for partner in partners.values())
+    pairs = sum(partner.numel() for partner in rest["partners"].values())
     log.info(
         "%s further tokens for %d candidates of every neuron: %.2e operations instead of %.2e of the dense product, %.2f %%",
         f"{tokens:,}", CANDIDATES, 2.0 * tokens * pairs, 2.0 * tokens * cells, 100 * pairs / cells,
     )  # fmt: skip
-    with clock(inputs.timings, "candidates"):
-        confirm_pass(
-            inputs.sources,
-            inputs.corpus,
-            rows=rows,
-            batch_of_row=document_batches(inputs.corpus, rows, seed=options["seed"], batches=STEPS),
-            partners=partners,
-            centre=totals.centre,
-            out=inputs.folder / REFINED,
-            batch_tokens=options["batch_tokens"],
-            device=options["device"],
-            progress=progress,
-            words="candidates",
-        )
-    note_timings(inputs)
+    _sum(inputs, rest, progress=progress, words="candidates")
 
 
 def confirm(inputs: Inputs, *, progress: bool) -> None:
     """Run the held-out documents (at most a ninth of the run's tokens) for the chosen partners."""
-    totals = Totals.load(inputs.folder / "totals")
+    held = _held_out(inputs, Totals.load(inputs.folder / "totals"))
+    if held is not None:
+        _sum(inputs, held, progress=progress, words="confirm")
+
+
+def _sum(inputs: Inputs, what: dict[str, Any], *, progress: bool, words: str) -> None:
+    options = {name: inputs.options[name] for name in ("batch_tokens", "device")}
+    with clock(inputs.timings, words):
+        confirm_pass(inputs.sources, inputs.corpus, **what, **options, progress=progress, words=words)
+    note_timings(inputs)
+
+
+def _candidates(inputs: Inputs, totals: Totals) -> dict[str, Any] | None:
+    """What `confirm_pass` sums of the candidates, and where; None where there is nothing to sum."""
     if len(totals.sources) < 2:
-        return
+        return None
+    rows = refinement_rows(inputs, totals)
+    if not len(rows):
+        log.warning("the dense pass took the whole text: nothing is left for its candidates; give more text or fewer --dense-tokens")
+        return None
+    return {
+        "rows": rows,
+        "batch_of_row": document_batches(inputs.corpus, rows, seed=inputs.options["seed"], batches=STEPS),
+        "partners": {(i, j): found.top_index for i, j, found in universality.summaries(totals, top_k=CANDIDATES, device=inputs.options["device"])},
+        "centre": totals.centre,
+        "out": inputs.folder / REFINED,
+    }
+
+
+def _held_out(inputs: Inputs, totals: Totals) -> dict[str, Any] | None:
+    """What `confirm_pass` sums of the chosen partners, and where; None where there is nothing to sum."""
+    if len(totals.sources) < 2:
+        return None
     corpus, seed = inputs.corpus, inputs.options["seed"]
     run = int(corpus.lengths[choose_rows(corpus, max_tokens=inputs.dense_tokens, seed=seed)].sum())
     rows = _at_most(corpus, held_out_rows(corpus, seed=seed), max(run // 9, corpus.row_tokens))
     if not len(rows):
         log.warning("no document of %s was held out: nothing can be confirmed; *_confirmed and *_se stay empty. Give more documents.", corpus.path)
-        return
+        return None
     refined = refined_of(inputs.folder, totals, inputs.options)
     found = universality.best_partners(totals, top_k=1, refined=refined, device=inputs.options["device"])
-    with clock(inputs.timings, "confirm"):
-        confirm_pass(
-            inputs.sources,
-            corpus,
-            rows=rows,
-            batch_of_row=document_batches(corpus, rows, seed=seed),
-            partners={pair: best.top_index[:, :1].contiguous() for pair, best in found.items()},
-            centre=totals.centre,
-            out=inputs.folder / CONFIRMED,
-            batch_tokens=inputs.options["batch_tokens"],
-            device=inputs.options["device"],
-            progress=progress,
-        )
-    note_timings(inputs)
+    return {
+        "rows": rows,
+        "batch_of_row": document_batches(corpus, rows, seed=seed),
+        "partners": {pair: best.top_index[:, :1].contiguous() for pair, best in found.items()},
+        "centre": totals.centre,
+        "out": inputs.folder / CONFIRMED,
+    }
 
 
 def refined_of(folder: Path, totals: Totals, options: Mapping[str, Any]) -> dict[tuple[int, int], universality.Best] | None:

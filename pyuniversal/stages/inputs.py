@@ -16,6 +16,7 @@ from .. import results, universality, zoo
 from ..errors import FileError, InputError
 from ..files import check_fields, check_writable, read_json, write_json
 from ..models import Model, check_tokenizers, find_device, load_model
+from ..models.loading import DTYPES
 from ..ops import PRECISIONS
 from ..sources import ModelSite
 from ..streaming import Ranks, SourceShape
@@ -139,16 +140,27 @@ def reopen(run: str | os.PathLike[str], models: Sequence[Any] | None, *, tokens:
     kinds |= dict.fromkeys(("max_tokens", "dense_tokens", "confirm_tokens"), "a whole number or null")
     options = check_fields(manifest["options"], kinds, f"options of {folder / 'manifest.json'}") | {"device": resolve_device(device)}
     named = [model["source"] for model in manifest["models"]]
-    log.info("models: %s", ", ".join(map(str, models or named)))
+    choice("dtype", options["dtype"], tuple(DTYPES))
+    text = tokens if tokens is not None else check_fields(manifest["tokens"], {"path": "text"}, f"tokens of {folder / 'manifest.json'}")["path"]
+    if not models or tokens is None:
+        log.info("named by %s, not by this command, and loaded now:", folder / "manifest.json")
+        for what in [*([] if models else map(_where, named)), *([] if tokens is not None else [f"tokens {text!r}"])]:
+            log.info("  %s", what)
     loaded = load_models(list(models or named), device=options["device"], dtype=options["dtype"], trust_remote_code=trust_remote_code)
     if [model.weight_hash for model in loaded] != [model["weights"] for model in manifest["models"]]:
         raise InputError(f"these models are not those of the run in {folder}: {', '.join(map(str, named))}, in this order, with the same weights and --dtype")
-    corpus = load_tokens(tokens if tokens is not None else manifest["tokens"]["path"])
+    corpus = load_tokens(text)
     if corpus.hash != manifest["tokens"]["hash"]:
         raise InputError(f"{corpus.path} holds other tokens than the run in {folder} saw; name theirs with --tokens")
     labels = [model["label"] for model in manifest["models"]]
     sources = [ModelSite(m, site=options["site"], layers=options["layers"], name=label) for m, label in zip(loaded, labels, strict=True)]
     return Inputs(folder, sources, corpus, options, {})
+
+
+def _where(source: str) -> str:
+    """A model and where it is loaded from, as `load_model` goes about it: folders come before names."""
+    folder = Path(source).expanduser()
+    return f"model {source!r} from {f'the folder {str(folder.resolve())!r}' if folder.is_dir() else 'the Hugging Face hub or its cache'}"
 
 
 def check_table(*, baseline: str, baseline_draws: int, top_k: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import results
 from ..errors import FileError, InputError
-from ..files import check_writable, write_json
+from ..files import atomic, check_writable, replace, write_json
 from ..totals import Totals
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,11 @@ def merge(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")  # a folder appears whole or not at all
     try:
         totals = _sum(parts, temporary / "totals")
-        shutil.copyfile(paths[0] / "weights.parquet", temporary / "weights.parquet")
+        with atomic(temporary / "weights.parquet") as file:
+            shutil.copyfile(paths[0] / "weights.parquet", file)
         manifest["tokens"]["correlated"] = totals.tokens
         write_json(temporary / "manifest.json", manifest)
-        os.replace(temporary, out)
+        replace(temporary, out)
     except OSError as error:
         if isinstance(error, FileError):
             raise

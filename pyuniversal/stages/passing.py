@@ -30,11 +30,12 @@ VERSIONS = ("pyuniversal", "torch", "transformers", "transformer_lens", "dataset
 
 
 def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool, shard: tuple[int, int] | None = None) -> Totals:
-    """Make the pass and leave its sums, the statistics of the weights and the manifest in the run's folder."""
+    """Make the pass and leave its sums in the run's folder; `note` leaves the rest of it there."""
     sources, corpus, options = inputs.sources, inputs.corpus, inputs.options
     plan = make_plan(
         [shape_of(s.name, s.model.config, s.layers) for s in sources],
         tokens=min(corpus.n_tokens, inputs.dense_tokens or corpus.n_tokens),
+        dense_tokens=options["dense_tokens"],
         storage=storage,
         memory=memory,
         out=inputs.folder,
@@ -48,7 +49,7 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool,
     if len(sources) > 1:
         log.info("the products take %.2f GB: %s", plan.as_dict()["totals_bytes"] / 1e9, plan.layout.words)
     with clock(inputs.timings, "pass"):
-        totals = stream(
+        return stream(
             sources,
             corpus,
             out=inputs.folder / "totals",
@@ -60,17 +61,19 @@ def observe(inputs: Inputs, *, storage: str, memory: int | None, progress: bool,
             progress=progress,
             **{name: options[name] for name in ("precision", "seed", "chunk_tokens", "batch_tokens", "device")},
         )
-    if inputs.ranks.rank:
-        return totals
+
+
+def note(inputs: Inputs, totals: Totals, *, shard: tuple[int, int] | None = None) -> None:
+    """Leave the statistics of the weights and the manifest beside the sums: from here on the folder is of a run with these options."""
+    sources, corpus = inputs.sources, inputs.corpus
     log.info("the pass is done: %s tokens correlated; statistics of the weights", f"{totals.tokens:,}")
     with clock(inputs.timings, "weights"):
         results.write_table(inputs.folder, "weights", _weights(sources, corpus.d_vocab))
-    manifest = _manifest(sources, corpus, options)
+    manifest = _manifest(sources, corpus, inputs.options)
     manifest["tokens"]["correlated"] = totals.tokens
     if shard is not None and not totals.complete:
         manifest["shard"] = list(shard)
     write_json(inputs.folder / "manifest.json", manifest | {"timings": inputs.timings})
-    return totals
 
 
 def _held(folder: Path) -> int:

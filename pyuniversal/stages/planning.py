@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import zoo
+from ..errors import InputError
 from ..models import Model, load_config
 from ..streaming import Plan, make_plan
 from ..tokens import load_tokens
@@ -20,6 +21,7 @@ def plan(
     *,
     tokens: str | os.PathLike[str] | None,
     max_tokens: int | None,
+    dense_tokens: int | None,
     layers: Sequence[int] | None,
     trust_remote_code: bool,
     device: str,
@@ -30,6 +32,8 @@ def plan(
     names = list(models) if models is not None else [str(p) for p in zoo.models()]
     if models is None and tokens is None:
         tokens, max_tokens = zoo.tokens(), max_tokens or zoo.MAX_TOKENS
+    if dense_tokens is not None and dense_tokens < 1:
+        raise InputError(f"--dense-tokens must be at least 1, not {dense_tokens}")
     count = PLAN_TOKENS if max_tokens is None else max_tokens
     if tokens is not None:
         held = load_tokens(tokens).n_tokens
@@ -39,4 +43,4 @@ def plan(
         config = name.config if isinstance(name, Model) else load_config(name, trust_remote_code=trust_remote_code)
         shapes.append(shape_of(str(name), config, range(config.n_layers) if layers is None else layers))
     device = resolve_device(device)
-    return make_plan(shapes, tokens=count, device=device, batch_tokens=batch_tokens or default_batch(device), **options)
+    return make_plan(shapes, tokens=count, dense_tokens=dense_tokens, device=device, batch_tokens=batch_tokens or default_batch(device), **options)

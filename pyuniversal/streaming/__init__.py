@@ -4,7 +4,7 @@ Not called `pyuniversal.observe`: a submodule of that name would hide the functi
 """
 
 from .chunks import choose_rows
-from .confirmation import confirm_pass, document_batches
+from .confirmation import check_resumable, confirm_pass, document_batches
 from .layout import SourceShape
 from .one_pass import observe
 from .plan import STORAGES, Plan, available_bytes, make_plan
@@ -19,6 +19,7 @@ __all__ = [
     "SourceShape",
     "available_bytes",
     "best_by_chance",
+    "check_resumable",
     "choose_rows",
     "confirm_pass",
     "document_batches",

@@ -20,12 +20,15 @@ from ..files import sha256
 from ..sources import ModelSite, Source
 from ..tokens import Tokens
 from ..totals import Confirmation, Moments
+from ..totals.confirmation import LEDGER
 from .chunks import Chunk, gather, make_chunk
 from .one_pass import _info, _refuse_nonfinite
 
 log = logging.getLogger(__name__)
 
 BATCHES = 32
+CANDIDATES = 16  # partners of a neuron that stay in the race when a part of the text goes through the dense product and the rest does not
+STEPS = 4  # that the sums of the candidates are saved in: each takes memory
 
 
 def document_batches(tokens: Tokens, rows: NDArray[np.integer], *, seed: int, batches: int = BATCHES) -> NDArray[np.int64]:
@@ -99,15 +102,10 @@ def confirm_pass(
     sources = [s if hasattr(s, "activations") else ModelSite(s) for s in sources]
     for source in sources:
         source.check(tokens)
-    rows, batch_of_row = np.asarray(rows, np.int64), np.asarray(batch_of_row, np.int64)
-    if not len(rows) or rows.shape != batch_of_row.shape or batch_of_row.min() < 0:
-        raise InputError(f"{tokens.path}: there is nothing to confirm on: {len(rows)} rows, a batch for {len(batch_of_row)} of them; hold more documents out")
-    identity = {"tokens": tokens.hash, "rows": sha256(rows.tobytes(), batch_of_row.tobytes())}
-    batches = int(batch_of_row.max()) + 1
-    state = Confirmation([_info(s) for s in sources], partners=partners, centre=centre, batches=batches, identity=identity, device=device)
+    state = _new(sources, tokens, rows=rows, batch_of_row=batch_of_row, partners=partners, centre=centre, device=device)
     if out is not None:
         state = _resume(out, state, device)
-    own = [rows[batch_of_row == b] for b in range(batches)]
+    own = [np.asarray(rows, np.int64)[np.asarray(batch_of_row) == b] for b in range(state.batches)]
     bar = tqdm(
         total=int(tokens.lengths[rows].sum()),
         initial=sum(int(tokens.lengths[own[b]].sum()) for b in state.done),
@@ -144,17 +142,55 @@ def _add(state: Confirmation, batch: int, sources: Sequence[Source], chunk: Chun
         pair.update(batch, seen[i], seen[j])
 
 
+def check_resumable(
+    sources: Sequence[Source],
+    tokens: Tokens,
+    *,
+    rows: NDArray[np.integer],
+    batch_of_row: NDArray[np.integer],
+    partners: Mapping[tuple[int, int], Tensor],
+    centre: Sequence[Tensor],
+    out: str | os.PathLike[str],
+) -> None:
+    """Raise the `InputError` that `confirm_pass` would for the folder `out`; nothing is run or written."""
+    if (Path(out) / LEDGER).exists():
+        _refuse_other(out, Confirmation.load(out), _new(sources, tokens, rows=rows, batch_of_row=batch_of_row, partners=partners, centre=centre, device="cpu"))
+
+
+def _new(
+    sources: Sequence[Source],
+    tokens: Tokens,
+    *,
+    rows: NDArray[np.integer],
+    batch_of_row: NDArray[np.integer],
+    partners: Mapping[tuple[int, int], Tensor],
+    centre: Sequence[Tensor],
+    device: torch.device | str,
+) -> Confirmation:
+    """The state before the first batch."""
+    rows, batch_of_row = np.asarray(rows, np.int64), np.asarray(batch_of_row, np.int64)
+    if not len(rows) or rows.shape != batch_of_row.shape or batch_of_row.min() < 0:
+        raise InputError(f"{tokens.path}: there is nothing to confirm on: {len(rows)} rows, a batch for {len(batch_of_row)} of them; hold more documents out")
+    identity = {"tokens": tokens.hash, "rows": sha256(rows.tobytes(), batch_of_row.tobytes())}
+    batches = int(batch_of_row.max()) + 1
+    return Confirmation([_info(s) for s in sources], partners=partners, centre=centre, batches=batches, identity=identity, device=device)
+
+
 def _resume(out: str | os.PathLike[str], new: Confirmation, device: torch.device | str) -> Confirmation:
     """The state in `out`, if there is one and it is of this very confirmation; else the new one, whose files are begun."""
-    if not (Path(out) / "confirmation.json").exists():
+    if not (Path(out) / LEDGER).exists():
         new.start(out)
         return new
     found = Confirmation.load(out, device=device)
+    _refuse_other(out, found, new)
+    if found.done:
+        log.info("resuming the confirmation: %d of %d batches of documents are done", len(found.done), found.batches)
+    return found
+
+
+def _refuse_other(out: str | os.PathLike[str], found: Confirmation, new: Confirmation) -> None:
     differing = [name for name in new.identity if found.identity.get(name) != new.identity[name]]
     if found.sources != new.sources:
         differing.append("models, layers or site")
     if differing:
         raise InputError(f"{out} holds the confirmation of another run; it differs in {', '.join(differing)}. Choose another --out, or --overwrite.")
-    if found.done:
-        log.info("resuming the confirmation: %d of %d batches of documents are done", len(found.done), found.batches)
-    return found

@@ -79,12 +79,15 @@ class Shapes:
         widest = max(s.columns for s in running)
         sites = 1 if self.site == "mlp.pre" else 2
         activations = self.chunk_tokens * sites * DTYPE_BYTES[self.dtype] * widest
-        # All recorded layers of a batch at once, and what a block makes on the way.
-        batch = self.batch_tokens * DTYPE_BYTES[self.dtype] * (2 * widest + 3 * max(s.width for s in running) + 8 * max(s.d_model for s in running))
         operands = self.chunk_tokens * BYTES[self.precision] * sum(s.columns for s in running) if len(self.sources) > 1 else 0
         # Of all sources since the start; of those that run, once more for the chunk.
         state = STATE_BYTES * (sum(s.columns for s in self.sources) + sum(s.columns for s in running))
-        return float(activations + batch + operands + state)
+        return float(activations + self.batch_bytes(running) + operands + state)
+
+    def batch_bytes(self, running: Sequence[SourceShape]) -> float:
+        """Of a batch on its way through one of these: all recorded layers at once, and what a block makes on the way."""
+        widest = max(s.columns for s in running)
+        return float(self.batch_tokens * DTYPE_BYTES[self.dtype] * (2 * widest + 3 * max(s.width for s in running) + 8 * max(s.d_model for s in running)))
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Layout:
     Attributes:
         storage: "resident", "host", "disk" or "sweeps".
         memory_bytes: peak on the device, models not counted. host_bytes: in the host's memory besides, where that is another.
-        disk_bytes: of the totals' folder at its fullest.
+        disk_bytes: of the totals' folder at its fullest, where the disk has no room for a third generation of them.
         sweeps: groups of products, one for each time the tokens go through the models.
         runs: how many times a model goes over the tokens, summed over the models.
         moved_bytes: between memory and disk (or device) in every chunk.

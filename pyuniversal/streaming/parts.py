@@ -134,7 +134,7 @@ def _completed(totals: Totals | None, out: Path, ranks: Ranks, *, device: Any, h
     """What rank 0 has in `out`, on every rank."""
     ranks.wait()
     if totals is None:
-        totals = Totals.load(out, device=device, home=home)
+        totals = Totals.load(out, device=device, home=home, hashes=False)  # rank 0 wrote or checked them just now
     for folder in rank_folders(out).values() if ranks.rank == 0 else ():
         _discard(folder)
     return totals

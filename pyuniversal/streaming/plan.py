@@ -13,26 +13,29 @@ import psutil
 import torch
 
 from ..errors import InputError, NotEnoughMemoryError
+from .afterwards import DECILES, DRAWS, PER_STRATUM, candidates_bytes, confirm_bytes, null_bytes, sums_bytes
+from .confirmation import BATCHES, CANDIDATES, STEPS
 from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts, size
-from .rates import NULL_DRAWS, Rates, measure_rates
+from .rates import Rates, measure_rates
 
 STORAGES = ("auto", "resident", "host", "disk", "sweeps")
 SLACK = 1.03  # of memory: what allocators leave between
 # Under a limit that was asked for: as far as a pass may be above its plan (tests/streaming/test_plan.py), so that it keeps the limit all the same.
 LIMITED = 1.15
-# As stages and universality have them: the run's tokens for one that confirms, and for one of the null; neurons that the null samples of a layer.
-HELD_OUT, NULL_SHARE, NULL_SAMPLE = 9, 4, 400
+LATER = {"candidates": "candidates", "confirm": "confirmation"}  # stages, as they are told
+HELD_OUT, NULL_SHARE = 9, 4  # the run's tokens for one that confirms, and for one of the null, as `stages` have them
 
 
 @dataclass(frozen=True)
 class Work:
     """Operations of a run; a multiplication and an addition are two. `elements`: activations of the correlated sites, once over the tokens.
 
-    confirmed_tokens: of held-out documents, which run once more for the partners alone. null_tokens: those that run once more, re-paired, with
-    `null_flops` in products.
+    candidate_tokens: those that only the candidates are summed over. confirmed_tokens: of held-out documents, which run once more for the partners alone.
+    null_tokens: those that run once more, re-paired, with `null_flops` in products.
     """
 
     tokens: int
+    candidate_tokens: int
     confirmed_tokens: int
     null_tokens: int
     forward_flops: float
@@ -56,6 +59,8 @@ class Plan:
         shapes, device, work: what will be done, and where.
         weights_bytes: of the models, where they are not in memory yet.
         table_bytes: what the table stage takes; the products are mapped from their files then.
+        later_bytes: what models that run again after the pass take: "candidates" (0 without --dense-tokens), "confirm", "nulls" (which go in parts where they
+            do not fit at once, and are left out, 0, where those do not either).
         layout: where the products live during the pass.
         available_bytes: free memory of the device, or what `--memory` leaves of it.
         disk_available_bytes: free disk.
@@ -68,6 +73,7 @@ class Plan:
     work: Work
     weights_bytes: float
     table_bytes: float
+    later_bytes: dict[str, float]
     layout: Layout
     available_bytes: float
     disk_available_bytes: float
@@ -81,8 +87,8 @@ class Plan:
 
     @property
     def memory_bytes(self) -> float:
-        """Predicted peak: the pass or the table stage, whichever is larger, and the models."""
-        return self.weights_bytes + SLACK * max(self.layout.memory_bytes, self.table_bytes if self.device == "cpu" else 0.0)
+        """Predicted peak: the largest of the pass and the stages after it, and the models."""
+        return self.weights_bytes + SLACK * max(self.layout.memory_bytes, *self.later_bytes.values(), self.table_bytes if self.device == "cpu" else 0.0)
 
     @property
     def fits(self) -> bool:
@@ -103,6 +109,7 @@ class Plan:
             "layout": layout,
             "weights_bytes": self.weights_bytes,
             "chunk_bytes": self.shapes.chunk_bytes(),
+            **{f"{name}_bytes": needs for name, needs in self.later_bytes.items()},
             "table_bytes": self.table_bytes,
             "memory_bytes": self.memory_bytes,
             "available_bytes": self.available_bytes,
@@ -121,7 +128,8 @@ class Plan:
         nothing = " --memory leaves nothing beyond what the process holds already." if self.available_bytes <= 0 else ""
         raise NotEnoughMemoryError(
             f"this run does not fit on {self.device}.{nothing} Its products take {size(self.shapes.totals_bytes)}, a chunk in work "
-            f"{size(self.shapes.chunk_bytes())}, the models {size(self.weights_bytes)}, the tables {size(self.table_bytes)}. "
+            f"{size(self.shapes.chunk_bytes())}, the models {size(self.weights_bytes)}, the tables {size(self.table_bytes)}, "
+            f"what runs the models again {size(max(self.later_bytes.values()))}. "
             f"Needed with {needs}. Cheaper: {self._cheaper()}."
         )
 
@@ -149,6 +157,7 @@ def make_plan(
     sources: Sequence[SourceShape],
     *,
     tokens: int,
+    dense_tokens: int | None = None,
     precision: str = "int8",
     site: str = "mlp.post",
     dtype: str = "float32",
@@ -171,6 +180,7 @@ def make_plan(
     Args:
         sources: shapes of the models.
         tokens: that go through every model.
+        dense_tokens: of these, through the product of all neurons with all; the others are summed for the candidates alone. All where None.
         precision: of the products.
         site: that is correlated.
         dtype: of the models.
@@ -196,7 +206,8 @@ def make_plan(
         reason = "is the same as resident on a CPU" if storage in STORAGES else f"is none of {', '.join(STORAGES)}"
         raise InputError(f"--storage {storage} {reason}")
     shapes = Shapes(tuple(sources), precision, dtype, site, chunk_tokens, batch_tokens)
-    work = work_of(shapes, tokens, draws=baseline_draws, top_k=top_k, null_tokens=null_tokens)
+    dense = min(tokens, dense_tokens or tokens)
+    work = work_of(shapes, dense, draws=baseline_draws, top_k=top_k, null_tokens=null_tokens, candidate_tokens=tokens - dense)
     weights = 0.0 if loaded else float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
     free = available_bytes(device, memory, processes=processes) - weights
     host, disk = (float(room) / processes for room in (psutil.virtual_memory().available, shutil.disk_usage(_existing(out)).free))
@@ -206,18 +217,21 @@ def make_plan(
     room = {"memory": free / slack, "host": host, "disk": disk}
     found = [layout for layout in layouts(shapes, memory=free / slack, cuda=cuda) if storage in ("auto", layout.storage) or not shapes.product_keys()]
     lacks = {layout.storage: layout.lack(**room) for layout in found}
-    chunks = max(1, tokens // chunk_tokens)
+    chunks = max(1, dense // chunk_tokens)
     fitting = [layout for layout in found if lacks[layout.storage] is None]
     chosen = min(fitting or found[:1], key=lambda layout: rates.seconds(work, layout, chunks=chunks))
-    table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k)
-    if fitting and table > (host if cuda else room["memory"]):
-        fitting, lacks = [], {"anywhere": f"{size(table)} of memory for the tables ({size(free)} free)"}
+    later = {"candidates": candidates_bytes(shapes) if dense_tokens is not None else 0.0, "confirm": confirm_bytes(shapes)}
+    table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k, refined=dense_tokens is not None)
+    for needs, free_bytes, what in ((table, host if cuda else room["memory"], "tables"), *((n, room["memory"], words) for words, n in later.items())):
+        if fitting and needs > free_bytes:
+            fitting, lacks = [], {"anywhere": f"{size(needs)} of memory for the {LATER.get(what, what)} ({size(max(free_bytes, 0))} free)"}
     return Plan(
         shapes=shapes,
         device=device,
         work=work,
         weights_bytes=weights,
         table_bytes=table,
+        later_bytes=later | {"nulls": null_bytes(shapes, room["memory"])},
         layout=chosen,
         available_bytes=free + weights,
         disk_available_bytes=disk,
@@ -226,8 +240,8 @@ def make_plan(
     )
 
 
-def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens: int) -> Work:
-    """What a run of so many tokens, rotations, partners a neuron and re-paired tokens does."""
+def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens: int, candidate_tokens: int = 0) -> Work:
+    """What a run of so many tokens, rotations, partners a neuron, re-paired tokens and tokens for the candidates alone does."""
     columns = [s.columns for s in shapes.sources]
     ring = list(zip(shapes.sources, columns[1:] + columns[:1], strict=True)) if len(columns) > 1 else []
     again = min(null_tokens, tokens // NULL_SHARE) if ring else 0
@@ -235,11 +249,12 @@ def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens:
     cells = shapes.totals_bytes / shapes.cell_bytes
     return Work(
         tokens=tokens,
+        candidate_tokens=candidate_tokens if ring else 0,
         confirmed_tokens=tokens // HELD_OUT if ring else 0,
         null_tokens=again,
         forward_flops=2.0 * tokens * sum(s.block_parameters for s in shapes.sources),
         product_flops=2.0 * tokens * cells,
-        null_flops=2.0 * again * NULL_DRAWS * sum(min(NULL_SAMPLE * s.layers, s.columns) * other for s, other in ring),
+        null_flops=2.0 * again * DRAWS * sum(s.layers * min(DECILES * PER_STRATUM, s.width) * other for s, other in ring),
         baseline_flops=2.0 * draws * sum(a.columns * b.columns * (a.width + b.width) for a, b in pairs),
         # Householder's QR and Q made of it, R S R^T, all in float64.
         rotation_flops=draws * sum(s.layers * (8 / 3 + 2) * s.width**3 for s in shapes.sources) if pairs else 0.0,
@@ -252,15 +267,16 @@ def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens:
     )
 
 
-def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int) -> float:
-    """Of the stage after the pass: partners of all ordered pairs as tensors and as a table, and beside them the rotations of one layer at work."""
+def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int, refined: bool) -> float:
+    """Of the tables: partners of all ordered pairs as tensors and as a table, the rotations of one layer at work, sums of confirmation (and candidates)."""
     sources = shapes.sources
     ordered = [(a, b) for a in sources for b in sources if a is not b]
     # Partners: 24 bytes in tensors, 34 in the table, and the table once more when its parts are joined; a few columns a neuron.
     partners = sum(a.columns * min(top_k, b.columns) * (24 + 2 * 34) for a, b in ordered) + 2_000 * sum(s.columns for s in sources)
     width = max(s.width for s in sources)
     rotating = width**2 * (baseline_draws * shapes.cell_bytes + 5 * 8) + 4 * 4096 * width * shapes.cell_bytes if ordered else 0
-    return float(partners + rotating + STATE_OF_TABLE * sum(s.columns for s in sources))
+    sums = sums_bytes(shapes, candidates=1, batches=BATCHES) + (sums_bytes(shapes, candidates=CANDIDATES, batches=STEPS) if refined else 0.0) if ordered else 0
+    return float(partners + rotating + sums + STATE_OF_TABLE * sum(s.columns for s in sources))
 
 
 STATE_OF_TABLE = 2 * 257 * 8  # histograms are read whole

@@ -19,6 +19,7 @@ from ..models.base import tf32_products
 from ..ops import absmax_about, pair_sums_, product_, quantize
 from ..ops._dither import neuron_keys, token_keys
 from ..totals import Histogram, Moments
+from .afterwards import DRAWS
 from .layout import Layout, Shapes
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ FIXED = 3.0  # seconds of figures
 PARTNER = 1.5e-6  # a partner kept: selection, assignment, tables
 NEURON = 1.5e-4  # statistics of its weights, its rows of the tables and CSVs
 PAIR = 4e-9  # a number of a product: summarised
-NULL_DRAWS = 3
+MANY = 3  # times one partner: what the sums with 16 candidates cost
 HOST = 2e10  # bytes a second between a GPU and the host's memory
 PROBE = 64 << 20  # bytes written to learn how fast the disk is
 
@@ -60,14 +61,16 @@ class Rates:
         moving = layout.moved_bytes * chunks / (HOST if layout.storage == "host" else self.moved) + work.totals_bytes / self.moved
         of_all = 1 / max(work.tokens, 1)  # a token's share of what the pass does
         forward, elements = work.forward_flops / self.forward, work.elements * self.element
-        return {
+        phases = {
             "pass": again * (forward + elements) + work.product_flops / self.product + moving,
+            "candidates": work.candidate_tokens * (of_all * forward + MANY * work.choices * self.confirmed),
             "confirm": work.confirmed_tokens * (of_all * forward + work.choices * self.confirmed),
-            "nulls": work.null_tokens * (of_all * forward + NULL_DRAWS * work.neurons * self.repaired) + work.null_flops / self.product,
+            "nulls": work.null_tokens * (of_all * forward + DRAWS * work.neurons * self.repaired) + work.null_flops / self.product,
             "table": work.baseline_flops / self.single + work.rotation_flops / self.double + PAIR * work.pairs + PARTNER * work.partners,
             "weights": NEURON * work.neurons,
             "figures": FIXED,
         }
+        return {name: seconds for name, seconds in phases.items() if seconds}
 
     def seconds(self, work: Work, layout: Layout, *, chunks: int) -> float:
         """Of the whole run."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..ops import Columns, Packed, summarize_correlation
+from ..ops.quantize import PANEL
 from ..sources import Source
 from ..tokens import Tokens
 from ..totals import Moments, Product, pack
@@ -65,13 +66,14 @@ def best_by_chance(
     seed: int = 0,
     chunk_tokens: int = 8_192,
     batch_tokens: int = 2_048,
+    parts: int = 1,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[tuple[int, int], Chance]:
     """Best correlations of chosen neurons of every source with all neurons of the next one (`ring`), on rows that are re-paired between documents.
 
     A token counts where it is in r on both sides. Every source runs once over the rows; all draws are made of that. Beside what one chunk takes, memory holds
-    the products: draws x chosen x columns of the next source, in float32 (float64).
+    the products: draws x chosen x columns of the next source, in float32 (float64), those of `part_rows` of the chosen at a time.
 
     Args:
         sources: at least two, or there is nothing to do.
@@ -84,6 +86,7 @@ def best_by_chance(
         seed: of the pairings and the dither.
         chunk_tokens: about how many tokens are held at once. Half of a run's chunk: a copy in another order stands beside the activations.
         batch_tokens: tokens that run through a model at once.
+        parts: how many the chosen are divided into, with a run of every source for each; a matter of memory and time, r is the same (of int8, to the bit).
         device: where sums live and activations arrive.
         progress: show a progress bar.
 
@@ -93,33 +96,52 @@ def best_by_chance(
     Raises:
         ActivationError: a source yields NaN or Inf; names model, layer, neuron, row.
     """
-    blocks = {
-        (i, j): [_Block(len(chosen[i]), len(centre[j]), precision=precision, seed=seed, device=device) for _ in range(draws)] for i, j in ring(len(sources))
-    }
-    if not blocks:
+    pairs = ring(len(sources))
+    if not pairs:
         return {}
     options = {"precision": precision, "seed": seed}
     buffers: dict[str, Tensor] = {}
-    bar = tqdm(total=int(tokens.lengths[rows].sum()), unit="tok", unit_scale=True, desc="re-paired", disable=None if progress else True)
+    made: list[dict[tuple[int, int], Chance]] = []
+    bar = tqdm(total=parts * int(tokens.lengths[rows].sum()), unit="tok", unit_scale=True, desc="re-paired", disable=None if progress else True)
+    pieces = pairings(tokens, rows, draws=draws, chunk_tokens=chunk_tokens, seed=seed)
     with bar, torch.inference_mode():
-        for piece, partners in pairings(tokens, rows, draws=draws, chunk_tokens=chunk_tokens, seed=seed):
-            chunk = make_chunk(tokens, piece, batch_tokens=batch_tokens, device=device)
-            places = list(_places(chunk, piece, partners, tokens.row_tokens))
-            seen = [_Seen(source, i, chosen[i].to(device), centre[i].to(device), chunk, tokens, options) for i, source in enumerate(sources)]
-            _add(blocks, seen, places, buffers)
-            bar.update(chunk.ends[2])
-        return {pair: _summary(every) for pair, every in blocks.items()}
+        for part in range(parts):
+            blocks = {(i, j): [_Block(_part(len(chosen[i]), part, parts), len(chosen[i]), len(centre[j]), device=device, **options) for _ in range(draws)]
+                      for i, j in pairs}  # fmt: skip
+            for piece, partners in pieces:
+                chunk = make_chunk(tokens, piece, batch_tokens=batch_tokens, device=device)
+                places = list(_places(chunk, piece, partners, tokens.row_tokens))
+                seen = [_Seen(source, i, chosen[i].to(device), centre[i].to(device), chunk, tokens, options) for i, source in enumerate(sources)]
+                _add(blocks, seen, places, buffers)
+                bar.update(chunk.ends[2])
+            made.append({pair: _summary(every) for pair, every in blocks.items()})
+            del blocks  # before the next ones are made
+    return {pair: _joined([one[pair] for one in made]) for pair in pairs}
+
+
+def part_rows(chosen: int, parts: int) -> int:
+    """How many of the chosen neurons are in the largest of so many parts: a multiple of what lies together in panels, which are not cut then."""
+    return PANEL * -(-chosen // (PANEL * parts))
+
+
+def _part(chosen: int, part: int, parts: int) -> slice:
+    """Which of the chosen are in a part; none, where they are few."""
+    size = part_rows(chosen, parts)
+    return slice(min(part * size, chosen), min((part + 1) * size, chosen))
 
 
 class _Block:
-    """Sums of one ordered pair of sources in one draw: [chosen, columns], and the moments of either side over exactly its tokens."""
+    """Sums of one ordered pair of sources in one draw: [a part of the chosen, columns], and the moments of all of either side over exactly its tokens."""
 
-    def __init__(self, chosen: int, columns: int, **options: Any) -> None:
-        self.product = Product(chosen, columns, **options)
+    def __init__(self, part: slice, chosen: int, columns: int, **options: Any) -> None:
+        self.part = part
+        self.product = Product(part.stop - part.start, columns, **options)
         self.moments = tuple(Moments(n, device=options["device"]) for n in (chosen, columns))
 
     def add(self, x: tuple[Packed, Moments], y: tuple[Packed, Moments]) -> None:
-        self.product.add(x[0], y[0])
+        if self.part.start == self.part.stop:
+            return
+        self.product.add(x[0].columns(self.part.start, self.part.stop), y[0])
         self.moments[0].merge(x[1])
         self.moments[1].merge(y[1])
 
@@ -132,13 +154,19 @@ def _summary(draws: Sequence[_Block]) -> Chance:
             found.append((nothing, nothing, torch.full_like(nothing, -1, dtype=torch.int64)))
             continue
         x, y = (
-            Columns(m.field("M2"), m.mean() - c.double(), *block.product.added(side))
-            for side, (m, c) in enumerate(zip(block.moments, block.product.centre, strict=True))
+            Columns(m.field("M2")[own], m.mean()[own] - c.double(), *block.product.added(side))
+            for side, (m, c, own) in enumerate(zip(block.moments, block.product.centre, (block.part, slice(None)), strict=True))
         )
         best, _ = summarize_correlation(block.product.total, block.product.tokens, x, y, top_k=1)
         found.append((best.top[:, 0].cpu(), best.top_stderr[:, 0].cpu(), best.top_index[:, 0].cpu()))
     r, stderr, partner = (torch.stack(field) for field in zip(*found, strict=True))
     return Chance(r, stderr, partner, tuple(block.product.tokens for block in draws))
+
+
+def _joined(parts: Sequence[Chance]) -> Chance:
+    """The parts of the chosen in their order."""
+    r, stderr, partner = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("r", "stderr", "partner"))
+    return Chance(r, stderr, partner, parts[0].tokens)
 
 
 def _places(chunk: Chunk, rows: Ints, partners: Ints, row_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..files import atomic, write_json
+from ..files import atomic, replace, write_json
 from ..tokenizer_identity import tokenizer_hash
 from .folder import DOCUMENTS, FORMAT, IDS, MANIFEST, ROWS, VERSION, content_hash
 from .rows import Layout, pour
@@ -90,5 +89,5 @@ def write_folder(
     }
     del ids  # Windows renames no file that is mapped
     for name in (IDS, ROWS, DOCUMENTS):
-        os.replace(scratch / name, folder / name)
+        replace(scratch / name, folder / name)
     write_json(folder / MANIFEST, manifest)

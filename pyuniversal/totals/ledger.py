@@ -4,14 +4,15 @@
     ledger.previous.json   the one before, while the pass goes on; its files are kept, so that a damaged file costs a checkpoint and not the run
     PART.N.safetensors     a part as of generation N; a part that did not change keeps its file
 
-A generation is written file by file, then the ledger is renamed into place: a kill at any moment leaves the generation before it whole.
+A generation is written file by file, then the ledger is renamed into place, then that of the generation before: a kill at any moment leaves two whole
+generations. Three are on the disk while one is written; where it has no room for the third, the oldest goes first.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError
-from ..files import check_fields, read_json, write_json, writing
+from ..files import check_fields, read_json, replace, write_json, writing
 
 FORMAT = 3
 CURRENT, PREVIOUS = "ledger.json", "ledger.previous.json"
+ROOM = 64e6  # bytes of the disk that a third generation leaves free, for all that is no product
 _PART = r"(?:(?:site|pre|histogram)-\d+|cross-\d+-\d+-\d+|within-\d+-\d+|centre)"
 FILE = re.compile(_PART + r"\.\d+\.safetensors")
 # Files of any generation, and what a kill left of one that was being written; whatever else lies in the folder is the user's.
@@ -61,8 +63,8 @@ class Ledger:
         self.opened = self._fallen_back = False
 
     @classmethod
-    def read(cls, path: Path) -> Ledger:
-        """The ledger in the file `path`, every file it names looked at.
+    def read(cls, path: Path, *, hashes: bool = True) -> Ledger:
+        """The ledger in the file `path`, every file it names looked at; without `hashes` only whether it is there and of its size.
 
         Raises:
             FileError: it cannot be read, is of another format, or a file is absent, truncated or altered; names it.
@@ -81,7 +83,7 @@ class Ledger:
         for name, entry in ledger.entries.items():
             if not FILE.fullmatch(str(entry.file)) or not entry.file.startswith(f"{name}."):
                 raise FileError(f"{path} names {entry.file!r} as the file of {name}: no file of a run is called so; it is damaged, or was tampered with")
-            _check(path.parent / entry.file, entry)
+            _check(path.parent / entry.file, entry, hashes=hashes)
         ledger._fallen_back = path.name == PREVIOUS
         older = path.with_name(PREVIOUS)
         if path.name == CURRENT and older.exists():
@@ -107,13 +109,21 @@ class Ledger:
             FileError: it cannot be written; the generation before is whole.
         """
         self._begin()
-        for file in [f for f in self._before if f.startswith(f"{name}.")]:  # room first: with two generations of a part on the disk, the older goes
-            (self.folder / file).unlink(missing_ok=True)
-            self._before.discard(file)
+        with writing(self.folder / CURRENT):
+            self._make_room(name)
         path = self.folder / f"{name}.{self.generation}.safetensors"
         save(path)
         self._new[name] = Entry(path.name, path.stat().st_size, _sha256(path), ranges(chunks))
         return path
+
+    def _make_room(self, name: str) -> None:
+        """Give up the generation before where the disk cannot hold a third file of a part beside its two."""
+        older = [self.folder / file for file in self._before if file.startswith(f"{name}.")]
+        if any(shutil.disk_usage(self.folder).free < ROOM + path.stat().st_size for path in older if path.exists()):
+            (self.folder / PREVIOUS).unlink(missing_ok=True)  # first, so that it never names what is gone
+            for file in self._before:
+                (self.folder / file).unlink(missing_ok=True)
+            self._before.clear()
 
     def _begin(self) -> None:
         """Open the next generation."""
@@ -123,9 +133,8 @@ class Ledger:
             self.tidy()  # what a kill left of the last generation takes room
         with writing(self.folder / CURRENT):
             if self._fallen_back:
-                os.replace(self.folder / PREVIOUS, self.folder / CURRENT)
+                replace(self.folder / PREVIOUS, self.folder / CURRENT)
                 self._fallen_back = False
-            (self.folder / PREVIOUS).unlink(missing_ok=True)
         taken = [int(p.name.split(".")[-2]) for p in self.folder.glob("*.safetensors") if FILE.fullmatch(p.name)]
         self.generation, self.opened = max([self.generation, *taken]) + 1, True
 
@@ -136,27 +145,30 @@ class Ledger:
             FileError: the ledger cannot be written; the generation before is whole.
         """
         self._begin()
-        if self.entries and not final:
-            write_json(self.folder / PREVIOUS, self._content(self.entries, self.generation - 1))
-        else:
-            (self.folder / PREVIOUS).unlink(missing_ok=True)
-        self.head = head
-        old, entries = self.entries, self.entries | self._new
-        write_json(self.folder / CURRENT, self._content(entries, self.generation))
-        self.entries, self._new, self.opened = entries, {}, False
-        self._before = set() if final else {e.file for e in old.values()} - {e.file for e in entries.values()}
-        self.tidy()
+        old, before = self.entries, self._content(self.head, self.entries, self.generation - 1)
+        entries = old | self._new
+        write_json(self.folder / CURRENT, self._content(head, entries, self.generation))
+        self.head, self.entries, self._new, self.opened = head, entries, {}, False
+        if old and not final:
+            write_json(self.folder / PREVIOUS, before)
+        self._before = {e.file for e in old.values()} - {e.file for e in entries.values()}
+        with writing(self.folder):
+            self.tidy(final=final or not old)
 
-    def tidy(self) -> None:
-        """Remove files of ours that no ledger names; a kill may have come before the last commit did."""
+    def tidy(self, *, final: bool = False) -> None:
+        """Remove files of ours that no ledger names; a kill may have come before the last commit did. `final`: and the generation before."""
+        if final and not self._fallen_back:
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
+            self._before.clear()
         kept = {e.file for e in (*self.entries.values(), *self._new.values())} | self._before
         for path in self.folder.iterdir():
             if OWN.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
 
-    def _content(self, entries: dict[str, Entry], generation: int) -> dict[str, Any]:
+    @staticmethod
+    def _content(head: dict[str, Any], entries: dict[str, Entry], generation: int) -> dict[str, Any]:
         parts = {name: asdict(entry) for name, entry in entries.items()}
-        return {"format": FORMAT, "generation": generation, "head": self.head, "parts": parts}
+        return {"format": FORMAT, "generation": generation, "head": head, "parts": parts}
 
 
 def ranges(chunks: Iterable[int]) -> str:
@@ -192,12 +204,12 @@ def _files(found: Any) -> list[str]:
     return [f for f in files if isinstance(f, str) and FILE.fullmatch(f)]
 
 
-def _check(path: Path, entry: Entry) -> None:
+def _check(path: Path, entry: Entry, *, hashes: bool) -> None:
     try:
         size = path.stat().st_size
         if size != entry.bytes:
             raise FileError(f"{path} is truncated or damaged: it has {size:,} bytes and the ledger says {entry.bytes:,}; {AGAIN}")
-        if _sha256(path) != entry.sha256:
+        if hashes and _sha256(path) != entry.sha256:
             raise FileError(f"{path} is damaged, or of another run: its content is not what the ledger's hash says; {AGAIN}")
     except FileError:
         raise

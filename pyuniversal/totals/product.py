@@ -122,6 +122,24 @@ class Product:
         for mine, theirs in zip(self.rounding, other.rounding, strict=True):
             mine += theirs
 
+    def about(self, centre: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor]) -> Product:
+        """The same sums about another centre; itself where the centre is the same.
+
+        (x - c)(y - d) = (x - a + u)(y - b + v) with u = a - c and v = b - d: outer products of vectors are added, in float64, to what was summed about a and b.
+        The rounding of int8 is unbiased about any centre, and its variance stays.
+
+        Args:
+            centre: c and d, float32 [neurons] of either side.
+            sums: of x - a and y - b over the tokens of this product, float64 [neurons] each; exact, from moments.
+        """
+        if self.centre is None or all(torch.equal(a, c) for a, c in zip(self.centre, centre, strict=True)):
+            return self
+        u, v = (a.double() - c.double() for a, c in zip(self.centre, centre, strict=True))
+        moved = Product(0, 0, precision=self.precision, seed=self.seed)
+        moved.total = (self.total.double() + torch.outer(u, sums[1] + self.tokens * v) + torch.outer(sums[0], v)).to(self.total.dtype)
+        moved.centre, moved.tokens, moved.rounding = centre, self.tokens, self.rounding
+        return moved
+
     def added(self, side: int) -> Tensor:
         """Means over all tokens of `added_variance` and `added_fourth` of one side (0: x, 1: y), float64 [2, neurons]; see `pyuniversal.ops.Packed`."""
         return self.rounding[side] / max(self.tokens, 1)

@@ -163,8 +163,10 @@ class Totals:
     def merge(self, other: Totals, *, settle: bool = False) -> None:
         """Add the chunks of another part of the same run; `settle` writes every product (see there) before the next one is read.
 
+        Machines of two kinds may differ in the last bits of their pilot means: products about other centres are brought to those of these, by the moments.
+
         Raises:
-            InputError: it is of another run, or holds a chunk that this one holds too.
+            InputError: it is of another run, or holds a chunk that this one holds too; or its centres differ and its products lack chunks of its moments.
         """
         self.check_mergeable(other)
         for i in range(len(self.sources)):
@@ -174,7 +176,7 @@ class Totals:
             self.observed[i] |= other.observed[i]
         for key in self.product_keys():
             if key in other.products:
-                self.product(key).merge(other.products[key])
+                self.product(key).merge(other.products[key].about(self.centre_of(key), other._sums(key)))
                 self._hold(key, other.added[key])
             if settle:
                 self.settle([key])
@@ -199,6 +201,14 @@ class Totals:
         left = self.centre[i][layer * width : (layer + 1) * width].to(self.home)
         return left, left if i == j else self.centre[j].to(self.home)
 
+    def _sums(self, key: Key) -> tuple[Tensor, Tensor]:
+        """Sums over r of x - centre of the product `key`, float64 [neurons] of either side: of its tokens, if it holds the chunks of the moments."""
+        i, layer, j = key
+        width = self.sources[i].width
+        whole = [(m.field("count", "r") * (m.field("mean", "r") - c.double())).to(self.home) for m, c in zip(self.site, self.centre, strict=True)]
+        left = whole[i][layer * width : (layer + 1) * width]
+        return left, left if i == j else whole[j]
+
     def check_mergeable(self, other: Totals) -> None:
         """Raise what `merge` would, and change nothing."""
         if other.identity != self.identity or other.sources != self.sources or other.n_chunks != self.n_chunks:
@@ -207,8 +217,12 @@ class Totals:
         mine, theirs = ([*t.observed, *t.added.values()] for t in (self, other))
         if overlap := sorted(set().union(*(a & b for a, b in zip(mine, theirs, strict=True)))):
             raise InputError(f"cannot merge: both totals hold chunk {overlap[0]}" + (f" and {len(overlap) - 1} more" if len(overlap) > 1 else ""))
-        if not all(torch.equal(a, b.to(a.device)) for a, b in zip(self.centre, other.centre, strict=True)):
-            raise InputError("cannot merge totals whose products have different centres: the parts of one run take theirs from the same first totals")
+        same = all(torch.equal(a, b.to(a.device)) for a, b in zip(self.centre, other.centre, strict=True))
+        if not same and any(chunks != other.observed[i] for key, chunks in other.added.items() for i in (key[0], key[2])):
+            raise InputError(
+                "cannot merge: the parts have different centres, and products of one hold other chunks than its moments, which would make them alike: let the "
+                "command that made it come to its end"
+            )
 
     def open(self, folder: str | os.PathLike[str]) -> None:
         """Name the folder that `settle` and `save` write to. What is in it already counts where these totals were loaded from it."""
@@ -217,7 +231,7 @@ class Totals:
             self._dirty.update(name for name, _, _ in self._parts())
             self._dirty.add("centre")
         elif self.complete and not self.unsaved:  # no save will do it
-            self._ledger.tidy()
+            self._ledger.tidy(final=True)
 
     def settle(self, keys: Iterable[Key]) -> None:
         """Write products to the folder that was opened and map them from there, so that they take no memory; they count from the next `save` on.
@@ -256,28 +270,30 @@ class Totals:
         self._dirty.clear()
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", home: torch.device | str | None = None) -> Totals:
+    def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", home: torch.device | str | None = None, hashes: bool = True) -> Totals:
         """Read what `save` wrote; where a file of the last save is damaged, what the save before it left, with a warning that names the file.
+
+        Without `hashes` the content of the files is not read for them: for those that another process wrote or checked just now.
 
         Raises:
             FileError: no ledger, a ledger of another format, or a file that is absent, damaged or of other neurons; names it.
         """
         folder = Path(folder)
         try:
-            return cls._load(folder / CURRENT, device, home)
+            return cls._load(folder / CURRENT, device, home, hashes)
         except FileError as error:
             if not (folder / PREVIOUS).exists():
                 raise
             try:
-                totals = cls._load(folder / PREVIOUS, device, home)
+                totals = cls._load(folder / PREVIOUS, device, home, hashes)
             except FileError:
                 raise error from None
             log.warning("%s. Going back to the checkpoint before it, which holds %d of %d chunks.", error, len(totals.chunks), totals.n_chunks)
             return totals
 
     @classmethod
-    def _load(cls, path: Path, device: torch.device | str, home: torch.device | str | None) -> Totals:
-        ledger = Ledger.read(path)
+    def _load(cls, path: Path, device: torch.device | str, home: torch.device | str | None, hashes: bool) -> Totals:
+        ledger = Ledger.read(path, hashes=hashes)
         head = ledger.head
         try:
             check_fields(head, {"identity": "an object", "n_chunks": "a whole number", "precision": "text", "seed": "an integer"}, path)

@@ -20,14 +20,15 @@ from torch import Tensor
 
 from ..errors import InputError, NotEnoughMemoryError
 from ..sources import ModelSite, Source
+from ..streaming.afterwards import DECILES, DRAWS, MOST_PARTS, NULL_BUDGET, PER_STRATUM
 from ..streaming.chunks import choose_rows
-from ..streaming.repairing import Chance, best_by_chance, ring
+from ..streaming.layout import size
+from ..streaming.repairing import Chance, best_by_chance, part_rows, ring
 from ..tokens import Tokens
 from ..totals import SourceInfo, Totals
 
 log = logging.getLogger(__name__)
 
-DECILES = 10
 _KINDS = {"model": "object", "other": "object", "layer": "int16", "decile": "int8", "firing_low": "float64", "firing_high": "float64", "neurons": "int32"}
 _KINDS |= {"draws": "int16", "tokens": "int64", "mean": "float64", "p50": "float64", "p90": "float64", "p99": "float64", "max": "float64"}
 NULL_COLUMNS = tuple(_KINDS)
@@ -39,9 +40,10 @@ def nulls(
     totals: Totals,
     *,
     null_tokens: int = 1_000_000,
-    draws: int = 3,
-    per_stratum: int = 40,
-    budget_bytes: float = 4e9,
+    draws: int = DRAWS,
+    per_stratum: int = PER_STRATUM,
+    budget_bytes: float = NULL_BUDGET,
+    room_bytes: float | None = None,
     precision: str = "int8",
     chunk_tokens: int = 8_192,
     batch_tokens: int = 2_048,
@@ -57,7 +59,9 @@ def nulls(
         null_tokens: the first rows of the run that hold at most so many tokens, BOS included.
         draws: pairings of rows.
         per_stratum: neurons sampled of each layer and decile, all where there are fewer.
-        budget_bytes: what the products may take; the sample is halved until they fit.
+        budget_bytes: what the products may take in all; the sample is halved until they do.
+        room_bytes: what they may take at once; all where None. Where that is less, they are made in parts, with a run of the models for each, and the table
+            is the same.
         precision: of the products; that of the run gives chance the run's rounding noise.
         chunk_tokens: about how many tokens are held at once; half of a run's chunk, since a copy in another order stands beside the activations.
         batch_tokens: tokens that run through a model at once; a matter of memory and speed only.
@@ -72,7 +76,7 @@ def nulls(
 
     Raises:
         InputError: the sources or tokens are not those of the totals, an option is below 1.
-        NotEnoughMemoryError: even one neuron of each stratum exceeds the budget.
+        NotEnoughMemoryError: even one neuron of each stratum exceeds the budget, or even `MOST_PARTS` parts the room.
         ActivationError: a source yields NaN or Inf.
     """
     sources = [s if hasattr(s, "activations") else ModelSite(s) for s in sources]
@@ -83,7 +87,11 @@ def nulls(
     if not ring(len(sources)):
         return empty_nulls()
     seed, limit = totals.identity["seed"], totals.identity["max_tokens"]
-    chosen = _within_budget(totals, per_stratum=per_stratum, draws=draws, cell=8 if precision == "float64" else 4, budget_bytes=budget_bytes, seed=seed)
+    cell = 8 if precision == "float64" else 4
+    chosen = _within_budget(totals, per_stratum=per_stratum, draws=draws, cell=cell, budget_bytes=budget_bytes, seed=seed)
+    parts = 1 if room_bytes is None else fitting_parts([len(c) for c in chosen], [s.columns for s in totals.sources], cell=cell * draws, room_bytes=room_bytes)
+    if parts > 1:
+        log.info("null: the models run %d times, so that its products stay within %s", parts, size(room_bytes or 0))
     rows = choose_rows(tokens, max_tokens=null_tokens if limit is None else min(null_tokens, limit), seed=seed)
     found = best_by_chance(
         sources,
@@ -96,6 +104,7 @@ def nulls(
         seed=seed,
         chunk_tokens=chunk_tokens,
         batch_tokens=batch_tokens,
+        parts=parts,
         device=device,
         progress=progress,
     )
@@ -166,6 +175,25 @@ def _refuse_strangers(sources: Sequence[Source], tokens: Tokens, totals: Totals)
         raise InputError(f"the totals are of {', '.join(s.name for s in totals.sources)}: hand in the very models, layers and site of the run, in its order")
     if tokens.hash != totals.identity.get("tokens"):
         raise InputError(f"the totals are of another text than {tokens.path}; hand in the tokens of the run")
+
+
+def fitting_parts(chosen: Sequence[int], columns: Sequence[int], *, cell: int, room_bytes: float) -> int:
+    """Into how few parts the chosen neurons of all sources are divided so that the products of one, `cell` bytes a pair, fit the room.
+
+    Raises:
+        NotEnoughMemoryError: no number up to `MOST_PARTS` does it.
+    """
+
+    def needed(parts: int) -> int:
+        return cell * sum(part_rows(chosen[i], parts) * columns[j] for i, j in ring(len(columns)))
+
+    for parts in range(1, MOST_PARTS + 1):
+        if needed(parts) <= room_bytes:
+            return parts
+    raise NotEnoughMemoryError(
+        f"the null's products need {size(needed(MOST_PARTS))} of memory even in {MOST_PARTS} parts, and {size(max(room_bytes, 0))} are left for them; "
+        "raise --memory, or take fewer models or layers"
+    )
 
 
 def _within_budget(totals: Totals, *, per_stratum: int, draws: int, cell: int, budget_bytes: float, seed: int) -> list[Tensor]:

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from pyuniversal import InputError, ModelSite, Totals, cli, load_model, load_tokens, observe
 from pyuniversal.ops.moments import FIELDS
-from pyuniversal.streaming import Ranks, one_pass
+from pyuniversal.streaming import Ranks, one_pass, parts
 from pyuniversal.streaming.parts import rank_folders
+from pyuniversal.totals import ledger
 
 COMMON = ["--row-tokens", "32", "--chunk-tokens", "128", "--batch-tokens", "64", "--seed", "3"]
 TABLE = ["--baseline-draws", "1", "--top-k", "3"]
@@ -214,6 +215,27 @@ def test_shards_merged_are_one_run(work, alone, shards):
     assert_same_findings(work / "merged", alone)
 
 
+def test_shards_of_machines_whose_pilots_differ_are_one_run(work, alone, shards, monkeypatch):
+    real, off = one_pass._pilot, torch.tensor([1e-7, -3e-8, 0.02, 0.0])
+
+    def pilot(*args, **options):
+        centre = real(*args, **options)
+        return centre + off.repeat(len(centre) // 4)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one_pass, "_pilot", pilot)
+        invoke(*command(work, "observe", "elsewhere", "--shard", "1/2", "--precision", "float64"))
+    invoke(*command(work, "observe", "here", "--shard", "0/2", "--precision", "float64"))
+    invoke(*command(work, "observe", "one", "--precision", "float64"))
+    invoke("merge", str(work / "here"), str(work / "elsewhere"), "--out", str(work / "both"))
+    found, wanted = (Totals.load(work / name / "totals") for name in ("both", "one"))
+    assert not torch.equal(Totals.load(work / "elsewhere/totals").centre[0], wanted.centre[0])
+    for key, product in found.products.items():
+        size = wanted.products[key].total.abs().max()
+        assert ((product.total - wanted.products[key].total).abs() <= 1e-12 * size).all(), key
+        assert all(torch.equal(*both) for both in zip(product.centre, wanted.products[key].centre, strict=True))
+
+
 def test_three_shards_two_of_them_merged_first(work, alone):
     folders = [work / f"third-{k}" for k in range(3)]
     for k, folder in enumerate(folders):
@@ -241,11 +263,6 @@ def test_what_cannot_be_merged_is_told_by_folder(work, alone, shards, tmp_path):
     assert f"{tmp_path / 'absent'} holds no pass that came to its end" in refused(first, str(tmp_path / "absent"))
     invoke(*command(work, "observe", "stranger", "--shard", "1/2", "--precision", "bf16"))
     assert f"{first} and {work / 'stranger'}: cannot merge totals of different runs: they differ in precision" in refused(first, str(work / "stranger"))
-    shutil.copytree(second, tmp_path / "moved", ignore=shutil.ignore_patterns("totals"))
-    moved = Totals.load(shards[1] / "totals")
-    moved.centre[1] = moved.centre[1] + 1
-    moved.save(tmp_path / "moved/totals")
-    assert f"{first} and {tmp_path / 'moved'}: cannot merge totals whose products have different centres" in refused(first, str(tmp_path / "moved"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("kept")
     told = invoke("merge", first, second, "--out", str(tmp_path / "full"), code=1).stderr
@@ -297,6 +314,32 @@ def test_sweeps_go_on_where_a_rank_left_products_unequal(work, alone, tmp_path, 
     assert_same_sums(observe(sources, tokens, out=tmp_path / "totals", **options), whole)
     assert summed == {chunk: keys[4:] if chunk % 3 == 1 else keys for chunk in range(whole.n_chunks) if chunk % 3}, "what is there is not done again"
     assert not rank_folders(tmp_path / "totals")
+
+
+@pytest.mark.parametrize("verb", ["table", "confirm", "verify"])
+def test_one_process_alone_does_what_is_not_shared(work, alone, tmp_path, monkeypatch, verb):
+    out = tmp_path / "run"
+    shutil.copytree(alone, out)
+    (out / "nulls.parquet").unlink()
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()}
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert invoke(verb, str(out)).output == ""
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()} == before
+    monkeypatch.setenv("RANK", "0")
+    assert invoke(verb, str(out), "--quiet").exit_code == 0
+    assert verb == "verify" or {path: path.stat().st_mtime_ns for path in out.rglob("*")} != {path: time for path, (time, _) in before.items()}
+
+
+def test_one_rank_alone_hashes_the_sums_of_all(work, alone, monkeypatch):
+    hashed, real = [], ledger._sha256
+    monkeypatch.setattr(ledger, "_sha256", lambda path: hashed.append(path) or real(path))
+    monkeypatch.setattr(Ranks, "wait", lambda self: None)
+    out, where = alone / "totals", {"device": "cpu", "home": "cpu"}
+    found = parts._completed(None, out, Ranks(1, 2), **where)
+    assert not hashed
+    assert_same_sums(found, Totals.load(out))
+    assert {path.name for path in hashed} == {path.name for path in out.glob("*.safetensors")}
 
 
 def test_environment(monkeypatch):

@@ -17,7 +17,7 @@ from synthetic import Synthetic
 from pyuniversal import ActivationError, ModelSite, Tokens, correlate, load_model, observe, tokenize
 from pyuniversal.streaming.chunks import choose_rows
 from pyuniversal.streaming.pairing import cut, pair_rows, spans
-from pyuniversal.streaming.repairing import best_by_chance, pairings, ring
+from pyuniversal.streaming.repairing import _part, best_by_chance, pairings, part_rows, ring
 
 OPTIONS = {"draws": 3, "chunk_tokens": 400, "seed": 5}
 Piece = st.lists(st.tuples(st.integers(2, 6), st.integers(0, 5)), min_size=1, max_size=40)
@@ -180,6 +180,28 @@ def test_best_r_is_that_of_tokens_paired_by_hand(sources, tokens, expected, batc
             np.testing.assert_allclose(chance.r[draw], own.max(1), rtol=0, atol=1e-9)
             assert chance.partner[draw].tolist() == own.argmax(1).tolist()
     assert not torch.equal(found[0, 1].r[0], found[0, 1].r[1])
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_parts_are_the_whole(sources, tokens, parts):
+    """Of 40, 3 and 120 chosen, sixteen at least in a part: in nine, most parts of the first two are empty."""
+    for precision in ("int8", "float64"):
+        whole, divided = (best(sources, tokens, precision=precision, parts=n) for n in (1, parts))
+        for pair in whole:
+            same = torch.equal if precision == "int8" else lambda a, b: torch.allclose(a, b, rtol=0, atol=1e-13, equal_nan=True)
+            assert same(divided[pair].r, whole[pair].r)
+            assert torch.equal(divided[pair].partner, whole[pair].partner)
+            assert torch.allclose(divided[pair].stderr, whole[pair].stderr, rtol=1e-13, atol=0)
+            assert divided[pair].tokens == whole[pair].tokens
+
+
+def test_parts_are_of_whole_panels():
+    assert [part_rows(40, n) for n in (1, 2, 3, 9)] == [48, 32, 16, 16]
+    for chosen in (0, 1, 16, 40, 119):
+        for parts in (1, 2, 3, 9):
+            slices = [_part(chosen, n, parts) for n in range(parts)]
+            assert [c for some in slices for c in range(some.start, some.stop)] == list(range(chosen))
+            assert all(some.stop - some.start <= part_rows(chosen, parts) for some in slices)
 
 
 def test_int8_is_within_its_stated_error(sources, tokens, expected):

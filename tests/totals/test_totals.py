@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import scipy.stats
 import torch
 
 from pyuniversal import FileError, Histogram, InputError, Moments, Product, Totals
-from pyuniversal.totals import Key, SourceInfo, pack
+from pyuniversal.totals import Key, SourceInfo, ledger, pack
 from pyuniversal.totals.ledger import from_ranges, ranges
 
 
@@ -86,26 +87,27 @@ def test_merge_refuses_strangers():
         Histogram(3).merge(Histogram(3, edges=torch.tensor([0.0])))
 
 
-def run_totals(chunks: dict[int, torch.Tensor], n_chunks: int = 4) -> Totals:
+def run_totals(chunks: dict[int, torch.Tensor], n_chunks: int = 4, *, precision: str = "float64", centre: float = 0.0, r: int | None = None) -> Totals:
+    """Totals of two sources about 0 and 1, moved by `centre`; of each chunk the first `r` tokens are in the set r, half where None."""
     sources = [SourceInfo("a", "mlp.post", (0, 2), 3, "hash-a"), SourceInfo("b", "mlp.post", (1,), 4, "hash-b")]
-    centre = [torch.zeros(6), torch.ones(4)]
-    totals = Totals(sources, identity={"tokens": "t", "seed": 0}, n_chunks=n_chunks, centre=centre, precision="float64")
+    centres = [torch.zeros(6) + centre, torch.ones(4) + centre]
+    totals = Totals(sources, identity={"tokens": "t", "seed": 0}, n_chunks=n_chunks, centre=centres, precision=precision)
     for number, x in chunks.items():
-        add_chunk(totals, number, x)
+        add_chunk(totals, number, x, r=r)
     return totals
 
 
-def add_chunk(totals: Totals, number: int, x: torch.Tensor, keys: list[Key] | None = None) -> None:
+def add_chunk(totals: Totals, number: int, x: torch.Tensor, keys: list[Key] | None = None, *, r: int | None = None) -> None:
     """Add a chunk, x [tokens, 10], to the moments and products; or to these products alone."""
     packed = []
     for i, side in enumerate((x[:, :6], x[:, 6:])):
         site, pre, histogram = Moments(side.shape[1], sets=("r", "test", "all")), Moments(side.shape[1]), Histogram(side.shape[1])
-        site.update(side, (len(x) // 2, len(x) - 1, len(x)))
+        site.update(side, (len(x) // 2, len(x) - 1, len(x)) if r is None else (r, len(x), len(x)))
         pre.update(side)
         histogram.update(side)
         if keys is None:
             totals.observe(i, number, site, pre, histogram)
-        packed.append(pack(side, totals.centre[i], torch.arange(len(x)), source=i, seed=0, precision="float64"))
+        packed.append(pack(side, totals.centre[i], torch.arange(len(x)), source=i, seed=0, precision=totals.precision))
     for i, layer, j in totals.product_keys() if keys is None else keys:
         block = packed[i].columns(layer * totals.sources[i].width, (layer + 1) * totals.sources[i].width)
         totals.add((i, layer, j), number, (block, block if i == j else packed[j]))
@@ -162,6 +164,90 @@ def test_a_killed_save_leaves_the_old_state(tmp_path, monkeypatch):
     assert Totals.load(tmp_path).chunks == {0}
 
 
+def damage(folder: Path, pattern: str) -> None:
+    (victim,) = folder.glob(pattern)
+    victim.write_bytes(victim.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("moment", ["a part", "the ledger", "the ledger before"])
+def test_an_interrupted_save_leaves_two_generations(tmp_path, monkeypatch, moment):
+    """Whenever a third save is cut off, and whichever file of what it leaves is damaged then, there is a state to go back to."""
+    totals = run_totals({0: data(50, 10)})
+    totals.save(tmp_path)
+    for number in (1, 2):
+        add_chunk(totals, number, data(50, 10, number))
+        if number == 1:
+            totals.save(tmp_path)
+    real = ledger.write_json
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    def write(path: Path, value: object) -> None:
+        if path.name == {"the ledger": "ledger.json", "the ledger before": "ledger.previous.json"}[moment]:
+            raise KeyboardInterrupt
+        real(path, value)
+
+    with monkeypatch.context() as patch:
+        if moment == "a part":
+            patch.setattr(Histogram, "save", dies)
+        else:
+            patch.setattr(ledger, "write_json", write)
+        with pytest.raises(KeyboardInterrupt):
+            totals.save(tmp_path)
+    current, before = ({0, 1, 2}, {0}) if moment == "the ledger before" else ({0, 1}, {0})
+    assert Totals.load(tmp_path).chunks == current
+    damage(tmp_path, f"cross-0-1-1.{max(current) + 1}.*")
+    back = Totals.load(tmp_path)
+    assert back.chunks == before
+    add_chunk(back, 3, data(50, 10, 3))
+    back.save(tmp_path)
+    again = Totals.load(tmp_path)
+    assert again.chunks == {0, 3}
+    assert {p.name for p in tmp_path.glob("*.safetensors")} == files_of(tmp_path / "ledger.json") | files_of(tmp_path / "ledger.previous.json")
+
+
+def test_a_kill_after_the_last_ledger_leaves_no_generation_before(tmp_path, monkeypatch):
+    totals = run_totals({0: data(50, 10)}, n_chunks=2)
+    totals.save(tmp_path)
+    add_chunk(totals, 1, data(50, 10, 1))
+
+    tidy = ledger.Ledger.tidy
+
+    def dies(self, *, final=False):
+        if final:
+            raise KeyboardInterrupt
+        tidy(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.Ledger, "tidy", dies)
+        with pytest.raises(KeyboardInterrupt):
+            totals.save(tmp_path)
+    whole = Totals.load(tmp_path)
+    assert whole.complete
+    whole.open(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {*files_of(tmp_path / "ledger.json"), "ledger.json"}
+
+
+def test_a_disk_without_room_for_three_generations_keeps_two(tmp_path, monkeypatch):
+    totals = run_totals({0: data(50, 10)})
+    totals.save(tmp_path)
+    add_chunk(totals, 1, data(50, 10, 1))
+    totals.save(tmp_path)
+    add_chunk(totals, 2, data(50, 10, 2))
+    usage, seen = shutil.disk_usage(tmp_path), []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(Moments, "save", lambda self, path: (seen.append({p.name for p in tmp_path.iterdir()}), real(self, path)))
+    totals.save(tmp_path)
+    kept = {p for p in seen[0] if p.endswith(".safetensors")}
+    assert kept == files_of(tmp_path / "ledger.previous.json"), "while the third is written the second alone is there"
+    assert "ledger.previous.json" not in seen[0]
+    assert Totals.load(tmp_path).chunks == {0, 1, 2}
+
+
+real = Moments.save
+
+
 def test_save_leaves_other_files_alone(tmp_path):
     for name in ("model.safetensors", "cross.safetensors", "centre.note"):
         (tmp_path / name).write_text("mine")
@@ -174,13 +260,36 @@ def test_save_leaves_other_files_alone(tmp_path):
 
 
 def test_a_refused_merge_changes_nothing():
-    x = data(50, 10)
-    mine, other = run_totals({0: x}), run_totals({1: x})
-    other.centre[1] = other.centre[1] + 1e-6
+    mine, other = run_totals({0: data(50, 10)}), run_totals({1: data(50, 10)}, centre=1e-6)
+    add_chunk(other, 2, data(50, 10, 2), keys=[(0, 1, 1)])
     before = mine.site[0].state.clone()
-    with pytest.raises(InputError, match="whose products have different centres"):
+    with pytest.raises(InputError, match="the parts have different centres, and products of one hold other chunks than its moments"):
         mine.merge(other)
     assert torch.equal(mine.site[0].state, before)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "int8"])
+def test_parts_about_other_centres_merge_to_the_sums_about_the_first(precision):
+    """Sums of (x - c)(y - c') in float64, over tokens half of which were summed about other centres: by a bit, and by half a standard deviation."""
+    x = {n: data(50, 10, n) for n in range(4)}
+    every = torch.cat([part[:25] for part in x.values()]).double()  # r is the first half of a chunk
+    for off in (1e-7, 0.5):
+        mine, other = (run_totals({n: x[n][:25] for n in some}, precision=precision, centre=centre, r=25) for some, centre in (((0, 3), 0.0), ((1, 2), off)))
+        kept = {key: product.total.clone() for key, product in other.products.items()}
+        mine.merge(other)
+        assert mine.complete
+        for key, product in mine.products.items():
+            i, layer, j = key
+            sides = every[:, 3 * layer : 3 * layer + 3] if i == 0 else every[:, 6:] - 1, (every[:, :6], every[:, 6:] - 1)[j]
+            left, right = sides if i != j else (sides[0], sides[0])
+            wrong = (product.total.double() - left.T @ right).abs()
+            # int8: six standard errors, a step D = max |x - c| / 126.5 has a variance of D^2 / 4 at most; not of a neuron with itself.
+            steps, squares = zip(*(((m.abs().amax(0) + off) ** 2 / 126.5**2 / 4, ((m.abs() + off) ** 2).sum(0)) for m in (left, right)), strict=True)
+            error = 6 * (torch.outer(steps[0], squares[1]) + torch.outer(squares[0], steps[1]) + 100 * torch.outer(*steps)).sqrt()
+            allowed = {"float64": 1e-11 * torch.ones_like(error), "float32": 1e-4 * torch.ones_like(error)}.get(precision, error)
+            assert (wrong <= allowed)[~torch.eye(*wrong.shape, dtype=torch.bool) | (i != j) | (precision != "int8")].all(), (key, off)
+            assert all(torch.equal(*both) for both in zip(product.centre, mine.centre_of(key), strict=True))
+            assert torch.equal(other.products[key].total, kept[key]), "what is merged stays as it is"
 
 
 def test_a_refused_update_leaves_no_centre():

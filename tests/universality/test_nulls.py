@@ -17,7 +17,7 @@ from pyuniversal.streaming import Chance, best_by_chance
 from pyuniversal.streaming.chunks import choose_rows
 from pyuniversal.totals import SourceInfo
 from pyuniversal.universality import NULL_COLUMNS, empty_nulls, firing_deciles, matches, null_p99, nulls
-from pyuniversal.universality.nulls import pool, sample
+from pyuniversal.universality.nulls import fitting_parts, pool, sample
 
 QUIET = {"progress": False}
 
@@ -136,6 +136,29 @@ def test_the_sample_is_halved_to_fit_the_budget(folders, tokens, caplog):
     assert (nulls(pair, tokens, totals, budget_bytes=2 * one, precision="float64", **QUIET)["neurons"] == 1).all()
     with pytest.raises(NotEnoughMemoryError, match="one neuron of each layer and decile, more than its budget"):
         nulls(pair, tokens, totals, budget_bytes=one - 1, **QUIET)
+
+
+def test_the_room_changes_the_parts_and_not_the_table(folders, tokens, caplog):
+    pair = [ModelSite(load_model(f)) for f in folders]
+    totals = observe(pair, tokens, max_tokens=900, **QUIET)
+    whole = nulls(pair, tokens, totals, **QUIET)
+    # 120 neurons of each of 2 models, 4 a decile, all of them sampled: in three parts 48 at most, x 120 columns x 3 draws x 4 bytes
+    room = 2 * 48 * 120 * 3 * 4
+    with caplog.at_level(logging.INFO):
+        pd.testing.assert_frame_equal(nulls(pair, tokens, totals, room_bytes=room, **QUIET), whole)
+    assert "null: the models run 3 times, so that its products stay within 0.1 MB" in caplog.text
+    with pytest.raises(NotEnoughMemoryError, match=r"need 0\.0 MB of memory even in 32 parts, and 0\.0 MB are left for them; raise --memory"):
+        nulls(pair, tokens, totals, room_bytes=2 * 16 * 120 * 3 * 4 - 1, **QUIET)
+
+
+def test_parts_by_hand():
+    # 100 and 40 chosen among 1,000 and 2,000 columns of the other: 112 x 2000 + 48 x 1000 in one part, 64 and 32 in two, 48 and 16 in three
+    options = {"columns": [1000, 2000], "cell": 12}
+    for parts, cells in ((1, 112 * 2000 + 48 * 1000), (2, 64 * 2000 + 32 * 1000), (3, 48 * 2000 + 16 * 1000)):
+        assert fitting_parts([100, 40], room_bytes=12 * cells, **options) == parts
+        assert fitting_parts([100, 40], room_bytes=12 * cells - 1, **options) > parts
+    with pytest.raises(NotEnoughMemoryError, match=r"need 0\.6 MB of memory even in 32 parts, and 0\.5 MB are left"):
+        fitting_parts([100, 40], room_bytes=5e5, **options)
 
 
 def test_no_partner_no_null(folders, tokens, tmp_path, caplog):
