@@ -23,6 +23,7 @@ CASES: dict[str, str] = {
     "dyadic_histogram_": "dyadic_histogram",
     "token_sums_": "token_sums",
     "pair_sums_": "pair_sums",
+    "logit_stats": "logit_stats",
     "quantize": "quantize",
     "product_": "product",
     "summarize_correlation": "summarize_correlation",
@@ -83,8 +84,8 @@ def main(
 ) -> None:
     """Check implementations against float64, time them beside the naive ways in the same process, write one row for each.
 
-    CASE is an op (moments_, histogram_, dyadic_histogram_, token_sums_, pair_sums_, quantize, product_, summarize_correlation), correlate, run, profile, plan,
-    forward or scale; all but the last five by default. A contender that computes something wrong ends the bench: it gets no row.
+    CASE is an op (moments_, histogram_, dyadic_histogram_, token_sums_, pair_sums_, logit_stats, quantize, product_, summarize_correlation), correlate, run,
+    profile, plan, forward or scale; all but the last five by default. A contender that computes something wrong ends the bench: it gets no row.
     """
     import torch
 

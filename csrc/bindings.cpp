@@ -7,6 +7,7 @@
 namespace pyuniversal::cpu {
 void dyadic_histogram_(const Tensor& counts, const Tensor& exponent, const Tensor& x, int threads);
 void histogram_(const Tensor& counts, const Tensor& x, const Tensor& edges, int threads);
+void logit_stats(const Tensor& sums, const Tensor& greater, const Tensor& logits, const Tensor& next_id, int threads);
 void moments_(const Tensor& state, const Tensor& x, const std::vector<int64_t>& ends, int threads, const std::string& activation);
 void pair_sums_(const Tensor& sums, const Tensor& x, const Tensor& y, const Tensor& centre_x, const Tensor& centre_y, const Tensor& partner, int threads);
 void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, int threads);
@@ -26,7 +27,7 @@ PYBIND11_MODULE(_C, module) {
     using without_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
     module.doc() =
-        "Compiled ops: dyadic_histogram_, histogram_, moments_, pair_sums_, product_, quantize, summarize_correlation, token_sums_. Contracts: "
+        "Compiled ops: dyadic_histogram_, histogram_, logit_stats, moments_, pair_sums_, product_, quantize, summarize_correlation, token_sums_. Contracts: "
         "pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack.";
 #ifdef PYUNIVERSAL_HAS_CUDA
     module.attr("has_cuda") = true;
@@ -40,6 +41,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("dyadic_histogram_", &cpu::dyadic_histogram_, "counts"_a, "exponent"_a, "x"_a, "threads"_a, without_gil(),
                "counts[n, bins / 2 + floor(x[t, n] / 2^exponent[n])] += 1, widened first so that all fit");
     module.def("histogram_", &cpu::histogram_, "counts"_a, "x"_a, "edges"_a, "threads"_a, without_gil(), "counts[n, #{edges < x[t, n]}] += 1");
+    module.def("logit_stats", &cpu::logit_stats, "sums"_a, "greater"_a, "logits"_a, "next_id"_a, "threads"_a, without_gil(),
+               "of each row: largest, true logit, sum of e^(x - largest) without the largest, sum of (largest - x) e^(x - largest); how many are greater");
     module.def("moments_", &cpu::moments_, "state"_a, "x"_a, "ends"_a, "threads"_a, "activation"_a = "", without_gil(),
                "merge the moments of x[:end] for each end");
     module.def("pair_sums_", &cpu::pair_sums_, "sums"_a, "x"_a, "y"_a, "centre_x"_a, "centre_y"_a, "partner"_a, "threads"_a, without_gil(),

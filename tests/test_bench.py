@@ -86,7 +86,7 @@ def test_quick_writes_a_row_that_parses(tmp_path):
 def test_every_op_has_a_case_and_every_case_runs(bench, tmp_path):
     assert {op.name for op in OPS} <= set(bench["cli"].CASES)
     out = tmp_path / "rows.jsonl"
-    cases = ("histogram", "dyadic_histogram", "token_sums", "pair_sums", "quantize", "product", "summarize_correlation", "correlate")
+    cases = ("histogram", "dyadic_histogram", "token_sums", "pair_sums", "logit_stats", "quantize", "product", "summarize_correlation", "correlate")
     done = invoke(bench, *cases, "--repeats", 1, "--out", out)
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in out.read_text().splitlines()]

@@ -4,6 +4,7 @@ import torch
 
 from .dyadic_histogram import LOWEST_EXPONENT, dyadic_histogram_, power_of_two, widen_
 from .histogram import PAPER_EDGES, histogram_
+from .logit_stats import LogitStats, logit_stats
 from .moments import empty, merge_moments_, moments_
 from .pair_sums import pair_sums_
 from .product import product_
@@ -28,7 +29,7 @@ def backends(device: str, precision: str) -> dict[str, str]:
     }
 
 
-OPS = (moments_, quantize, product_, summarize_correlation, histogram_, dyadic_histogram_, token_sums_, pair_sums_)
+OPS = (moments_, quantize, product_, summarize_correlation, histogram_, dyadic_histogram_, token_sums_, pair_sums_, logit_stats)
 
 __all__ = [
     "LOWEST_EXPONENT",
@@ -37,12 +38,14 @@ __all__ = [
     "PRECISIONS",
     "Columns",
     "Correlations",
+    "LogitStats",
     "Packed",
     "absmax_about",
     "backends",
     "correlations",
     "dyadic_histogram_",
     "histogram_",
+    "logit_stats",
     "merge_correlations",
     "merge_moments_",
     "moments_",

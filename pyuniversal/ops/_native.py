@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _C
 from ._op import Implementation
+from .logit_stats import LogitStats, statistics
 from .quantize import Packed, empty_panels, in_panels, packed_int8, scales, unpack
 from .summarize_correlation import HISTOGRAM_EDGES, Columns, Correlations, lines, rounding_stderr
 
@@ -19,7 +20,7 @@ def _why_not(x: Tensor) -> str | None:
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"does not take {str(x.dtype).removeprefix('torch.')}"
     if x.stride(1) != 1:
-        return "needs neurons with unit stride"
+        return "needs neighbouring columns (unit stride)"
     return None
 
 
@@ -37,6 +38,12 @@ def _dyadic_histogram(counts: Tensor, exponent: Tensor, x: Tensor) -> None:
 
 def _token_sums(sums: Tensor, counts: Tensor, x: Tensor, ids: Tensor) -> None:
     _C.token_sums_(sums, counts, x, ids.contiguous(), torch.get_num_threads())
+
+
+def _logit_stats(logits: Tensor, next_id: Tensor) -> LogitStats:
+    sums, greater = torch.empty(4, len(logits), dtype=torch.float64), torch.empty(len(logits), dtype=torch.int64)
+    _C.logit_stats(sums, greater, logits, next_id.contiguous(), torch.get_num_threads())
+    return statistics(sums, greater, next_id)
 
 
 def _why_not_pair_sums(sums: Tensor, x: Tensor, y: Tensor, *_: Tensor) -> str | None:
@@ -126,6 +133,7 @@ moments_ = Implementation(run=_moments, why_not=lambda state, x, ends, **_: _why
 histogram_ = Implementation(run=_histogram, why_not=lambda counts, x, edges: _why_not(x))
 dyadic_histogram_ = Implementation(run=_dyadic_histogram, why_not=lambda counts, exponent, x: _why_not(x))
 token_sums_ = Implementation(run=_token_sums, why_not=lambda sums, counts, x, ids: _why_not(x))
+logit_stats = Implementation(run=_logit_stats, why_not=lambda logits, next_id: _why_not(logits))
 pair_sums_ = Implementation(run=_pair_sums, why_not=_why_not_pair_sums)
 product_ = Implementation(run=_product, why_not=_why_not_product)
 summarize_correlation = Implementation(run=_summarize_correlation, why_not=_why_not_summary)

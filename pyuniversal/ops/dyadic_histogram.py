@@ -71,14 +71,14 @@ def reference(counts: Tensor, exponent: Tensor, x: Tensor) -> None:
     for block in x.split(1024) if x.numel() else ():
         finite = block.isfinite()
         v = block.double().where(finite, 0.0)
-        widen_(counts, exponent, torch.maximum(exponent, _fitting(v.amin(0), v.amax(0), bins // 2)))
+        widen_(counts, exponent, torch.maximum(exponent, fitting(v.amin(0), v.amax(0), bins // 2)))
         i = (v * power_of_two(-exponent)).trunc()  # [tokens, neurons]
         # Truncated, the quotient times 2^k is exact, and above x just where floor is one less: also where the quotient underflows to zero.
         index = first + i.long() - (v < i * power_of_two(exponent)).long()
         counts += torch.bincount(index[finite], minlength=neurons * bins).view(neurons, bins)
 
 
-def _fitting(low: Tensor, high: Tensor, half: int) -> Tensor:
+def fitting(low: Tensor, high: Tensor, half: int) -> Tensor:
     """The smallest exponents, int32, for which -half 2^k <= low and high < half 2^k."""
     h, f = torch.frexp(torch.tensor(float(half), dtype=torch.float64, device=low.device))  # half = h 2^f, 0.5 <= h < 1
     (m, e), (n, g) = torch.frexp(high.clamp(min=0)), torch.frexp(-low.clamp(max=0))
@@ -87,4 +87,5 @@ def _fitting(low: Tensor, high: Tensor, half: int) -> Tensor:
     return torch.maximum(above, below).clamp(min=LOWEST_EXPONENT).int()
 
 
-dyadic_histogram_ = Op("dyadic_histogram_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:dyadic_histogram_"})
+FASTER = {"cpu": "pyuniversal.ops._native:dyadic_histogram_", "triton": "pyuniversal.ops._triton.dyadic_histogram:dyadic_histogram_"}
+dyadic_histogram_ = Op("dyadic_histogram_", check=check, reference=reference, faster=FASTER)

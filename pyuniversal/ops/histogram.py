@@ -41,4 +41,5 @@ def reference(counts: Tensor, x: Tensor, edges: Tensor) -> None:
         counts += torch.bincount(index.flatten(), minlength=neurons * bins).view(neurons, bins)
 
 
-histogram_ = Op("histogram_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:histogram_"})
+FASTER = {"cpu": "pyuniversal.ops._native:histogram_", "triton": "pyuniversal.ops._triton.histogram:histogram_"}
+histogram_ = Op("histogram_", check=check, reference=reference, faster=FASTER)

@@ -60,4 +60,5 @@ def reference(sums: Tensor, x: Tensor, y: Tensor, centre_x: Tensor, centre_y: Te
             sums[some, column] += ((left[:, some].double() - centre_x[some]) * (right[:, p].double() - centre_y[p])).sum(0)
 
 
-pair_sums_ = Op("pair_sums_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:pair_sums_"})
+FASTER = {"cpu": "pyuniversal.ops._native:pair_sums_", "triton": "pyuniversal.ops._triton.pair_sums:pair_sums_"}
+pair_sums_ = Op("pair_sums_", check=check, reference=reference, faster=FASTER)

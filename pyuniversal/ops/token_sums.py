@@ -53,4 +53,5 @@ def reference(sums: Tensor, counts: Tensor, x: Tensor, ids: Tensor) -> None:
     counts[present] += many
 
 
-token_sums_ = Op("token_sums_", check=check, reference=reference, faster={"cpu": "pyuniversal.ops._native:token_sums_"})
+FASTER = {"cpu": "pyuniversal.ops._native:token_sums_", "triton": "pyuniversal.ops._triton.token_sums:token_sums_"}
+token_sums_ = Op("token_sums_", check=check, reference=reference, faster=FASTER)

@@ -152,6 +152,14 @@ def test_no_order_and_no_parts_change_a_bit(backend):
     assert (results[0][0].sum(1) == 700).all()
 
 
+def test_few_neurons_at_a_time(backend, monkeypatch):
+    # As in test_histogram; and more tokens than one program finds the extremes of.
+    monkeypatch.setattr(pytest.importorskip("pyuniversal.kernels.histogram"), "COUNTERS", 1)
+    x = torch.randn(300, 140, generator=torch.Generator().manual_seed(6)) * torch.logspace(-3, 3, 140)
+    x[299] *= 30
+    assert_exact(backend, x, 64)
+
+
 def test_strided_rows(backend):
     whole = torch.randn(128, 40, generator=torch.Generator().manual_seed(4))
     x = whole[::2, 8:29]

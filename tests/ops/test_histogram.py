@@ -47,6 +47,16 @@ def test_all_tokens_and_neurons(backend, tokens, neurons, edges):
     np.testing.assert_array_equal(counts.cpu(), expected(x.double().numpy(), edges.double().numpy()))
 
 
+def test_few_neurons_at_a_time(backend, monkeypatch):
+    # On a GPU as many neurons are counted at a time as its cache has counters for: here 128, so that there are three turns, the last of 44.
+    monkeypatch.setattr(pytest.importorskip("pyuniversal.kernels.histogram"), "COUNTERS", 1)
+    x = torch.randn(100, 300, generator=torch.Generator().manual_seed(2))
+    counts = torch.zeros(300, 257, dtype=torch.int64, device=backend.device)
+    for _ in range(2):
+        backend.run(histogram_, counts, x.to(backend.device), PAPER_EDGES.to(backend.device))
+    np.testing.assert_array_equal(counts.cpu(), 2 * expected(x.double().numpy(), PAPER_EDGES.double().numpy()))
+
+
 def test_uneven_edges(backend):
     edges = torch.tensor([-3.0, -2.9999, 0.0, 0.5, 100.0])
     x = torch.tensor([[-3.0, 0.0], [-2.99995, 0.25], [0.5, 100.0], [99.0, 100.1]])

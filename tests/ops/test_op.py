@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
@@ -12,10 +14,21 @@ from pyuniversal.totals import pack
 
 
 def test_backends_are_those_that_take_the_arguments():
-    outside_a_run = {"dyadic_histogram_", "token_sums_", "pair_sums_"}
+    outside_a_run = {"dyadic_histogram_", "token_sums_", "pair_sums_", "logit_stats"}
     assert set(backends("cpu", "int8")) == {op.name for op in OPS} - outside_a_run
     assert backends("cpu", "int8")["quantize"] == "cpu"
     assert backends("cpu", "float64")["quantize"] == "reference"
+
+
+def test_every_op_has_a_kernel_for_cpus_and_one_for_gpus():
+    assert {op.name: tuple(op.faster) for op in OPS} == dict.fromkeys((op.name for op in OPS), ("cpu", "triton"))
+
+
+@pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="Triton is for Linux")
+def test_kernels_for_gpus_run_here():
+    # Where there is no GPU they are interpreted: their tests are not skipped.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert moments_.why_not("triton", empty(1, 2, device), torch.zeros(3, 2, device=device), [3]) is None
 
 
 def test_why_not_says_why():

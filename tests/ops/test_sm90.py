@@ -7,7 +7,7 @@ from sm90 import SHARED_LIMIT, Compiled, compiled
 
 pytest.importorskip("triton")
 
-from pyuniversal.kernels import moments, product, quantize, summarize_correlation
+from pyuniversal.kernels import dyadic_histogram, histogram, logit_stats, moments, pair_sums, product, quantize, summarize_correlation, token_sums
 
 
 def check(built: Compiled, registers: int) -> Compiled:
@@ -125,3 +125,61 @@ def test_summarize_correlation_picks_partners(dtype, lines, groups, unit):
     assert built.spills == 0
     assert built.registers <= 168
     assert "fma.rn.f64" not in built.ptx
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_logit_stats(dtype, padded):
+    signature = {"logits": f"*{dtype}", "next_id": "*i64", "sums": "*fp64", "greater": "*i64", "tokens": "i32", "d_vocab": "i32", "stride": "i32"}
+    divisible = ("d_vocab", "stride") if padded else ()  # 50,304: rows are aligned. Those of 50,257 are read four or two bytes a lane
+    built = compiled("logit_stats:_logit_stats", signature, {"BLOCK": logit_stats.BLOCK}, divisible=divisible, num_warps=logit_stats.WARPS)
+    check(built, 80)  # three programs on a multiprocessor
+    assert built.count("MUFU.EX2") == 2 * logit_stats.BLOCK // (32 * logit_stats.WARPS)  # one for each logit, and one for each lane of a row
+    assert (built.count("LDG.E.128") > 0) == padded
+
+
+@pytest.mark.parametrize("sums", ["fp64", "fp32"])
+@pytest.mark.parametrize(("dtype", "loads"), [("bf16", 1), ("fp16", 1), ("fp32", 2)])
+def test_token_sums(dtype, loads, sums):
+    signature = {"sums": f"*{sums}", "counts": "*i64", "x": f"*{dtype}", "ids": "*i64", "order": "*i64", "starts": "*i64", "last": "*i64"}
+    strides = ("neurons", "x_stride", "sums_stride")
+    constants = {"BLOCK": token_sums.BLOCK, "TOGETHER": token_sums.TOGETHER}
+    built = compiled("token_sums:_token_sums", signature | dict.fromkeys(strides, "i32"), constants, divisible=strides, num_warps=token_sums.WARPS)
+    check(built, 64)
+    assert built.count("LDG.E.128") >= loads * token_sums.TOGETHER
+    assert built.count("STG.E.128") == (4 if sums == "fp64" else 2)
+    assert built.count("ATOMG") + built.count("REDG") == 0
+
+
+@pytest.mark.parametrize(("dtype", "loads"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
+def test_histograms(dtype, loads):
+    tile = {"TOKENS": histogram.TOKENS, "NEURONS": histogram.NEURONS}
+    x = {"x": f"*{dtype}", "tokens": "i32", "neurons": "i32", "x_stride": "i32"}
+    divisible = ("tokens", "neurons", "x_stride", "width")
+    counting = {"part": "*i32", **x, "width": "i32"}
+    signature = {**counting, "edges": "*fp32", "guide": "*fp32", "last": "i32"}
+    built = compiled("histogram:_histogram", signature, {"STEPS": 9, **tile}, divisible=divisible, num_warps=histogram.WARPS)
+    check(built, 80)
+    of_dyadic = compiled(
+        "dyadic_histogram:_count", {**counting, "exponent": "*i32", "half": "i32"}, tile, divisible=(*divisible, "half"), num_warps=histogram.WARPS
+    )
+    check(of_dyadic, 64)
+    for each in (built, of_dyadic):
+        assert each.count("LDG.E.128") >= loads
+        assert each.count("ATOMG") == 0  # none waits for the counter that it adds to
+        assert each.count("REDG") == histogram.TOKENS * histogram.NEURONS // (32 * histogram.WARPS)
+    strip = {"STRIP": dyadic_histogram.STRIP, **tile}
+    extremes = compiled("dyadic_histogram:_extremes", {"least": "*fp32", "most": "*fp32", **x}, strip, divisible=divisible[:3], num_warps=histogram.WARPS)
+    check(extremes, 80)
+    assert extremes.count("LDG.E.128") >= loads
+
+
+@pytest.mark.parametrize(("dtype", "loads"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
+def test_pair_sums(dtype, loads):
+    signature = {"sums": "*fp64", "x": f"*{dtype}", "y": f"*{dtype}", "centre_x": "*fp64", "centre_y": "*fp64", "partner": "*i64"}
+    sizes = ("pairs", "candidates", "tokens")
+    tile = {"PAIRS": pair_sums.PAIRS, "TOKENS": pair_sums.TOKENS}
+    built = compiled("pair_sums:_pair_sums", signature | dict.fromkeys(sizes, "i32"), tile, divisible=sizes, num_warps=pair_sums.WARPS)
+    check(built, 64)
+    assert built.count("LDG.E.128") == loads
+    assert built.count("DFMA") == pair_sums.PAIRS * pair_sums.TOKENS // (32 * pair_sums.WARPS)

@@ -78,6 +78,34 @@ def test_float32_sums_are_rounded_once_per_call(backend):
     assert sums.item() == 0.75
 
 
+def test_tokens_of_an_id_are_added_in_their_order(backend):
+    # Over many orders of magnitude, so that another order has other bits.
+    if backend.name == "reference":
+        pytest.skip("the reference does not promise it: on a GPU index_add_ adds in any order")
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(300, 70, generator=generator) * 10 ** torch.empty(300, 1).uniform_(-12, 12, generator=generator)
+    ids = some_ids(300, 30)
+    sums, counts = torch.zeros(30, 70, dtype=torch.float64, device=backend.device), torch.zeros(30, dtype=torch.int64, device=backend.device)
+    backend.run(token_sums_, sums, counts, x.to(backend.device), ids.to(backend.device))
+    np.testing.assert_array_equal(sums.cpu(), expected(x, ids, 30)[0])
+    assert (expected(x.flip(0), ids.flip(0), 30)[0] != expected(x, ids, 30)[0]).any()
+
+
+@pytest.mark.parametrize("programs", [1, 3, 2048])
+def test_more_ids_than_programs_on_a_gpu_and_fewer(backend, monkeypatch, programs):
+    # Runs of 1 to 17 tokens of one id, around the eight that are read together.
+    monkeypatch.setattr(pytest.importorskip("pyuniversal.kernels.token_sums"), "PROGRAMS", programs)
+    many = torch.arange(1, 18)
+    ids = torch.repeat_interleave(torch.arange(17) * 3, many)[torch.randperm(int(many.sum()), generator=torch.Generator().manual_seed(4))]
+    x = torch.from_numpy(np.random.default_rng(5).integers(-99, 100, (len(ids), 1030))).float()
+    sums = torch.zeros(51, 1030, dtype=torch.float64, device=backend.device)
+    counts = torch.zeros(51, dtype=torch.int64, device=backend.device)
+    backend.run(token_sums_, sums, counts, x.to(backend.device), ids.to(backend.device))
+    want, _, size = expected(x, ids, 51)
+    np.testing.assert_array_equal(sums.cpu(), want)
+    np.testing.assert_array_equal(counts.cpu(), size)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nonfinite_shows_in_its_own_id_and_neuron_alone(backend, bad):
     x, ids = torch.ones(200, 70), torch.arange(200) % 9
