@@ -18,9 +18,9 @@ HOST = 1.8e12 / 8  # bytes of host memory for each GPU: eight share a machine
 DISK = 20e12 / 8
 REDUCE = 3e11  # bytes/s at which totals are summed over the GPUs of a machine; a tenth of it between machines
 MODELS = {
-    "GPT2-small": SourceShape("seed", 124_000_000, 85_000_000, layers=12, width=3072, d_model=768),
-    "GPT2-medium": SourceShape("seed", 355_000_000, 302_000_000, layers=24, width=4096, d_model=1024),
-    "Pythia-6.9B": SourceShape("seed", 6_900_000_000, 6_440_000_000, layers=32, width=16_384, d_model=4096),
+    "GPT2-small": SourceShape("seed", 124_000_000, 85_000_000, layers=12, width=3072, d_model=768, d_vocab=50_257),
+    "GPT2-medium": SourceShape("seed", 355_000_000, 302_000_000, layers=24, width=4096, d_model=1024, d_vocab=50_257),
+    "Pythia-6.9B": SourceShape("seed", 6_900_000_000, 6_440_000_000, layers=32, width=16_384, d_model=4096, d_vocab=50_432),
 }
 ASSUMED = {
     "product": (1.2e15, "int8 products with their sums added into a float32 total; CUTLASS reports 1.32e15 to 1.36e15 without"),

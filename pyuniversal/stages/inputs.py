@@ -240,7 +240,7 @@ def shape_of(name: str, config: Any, layers: Sequence[int]) -> SourceShape:
     """The blocks from the architecture: attention (all heads with keys of their own, an upper bound) and MLP."""
     attention = 4 * config.d_model * config.d_head * config.n_heads
     block = attention + (3 if config.gated else 2) * config.d_model * config.d_mlp
-    return SourceShape(name, config.n_params, config.n_layers * block, len(layers), config.d_mlp, config.d_model)
+    return SourceShape(name, config.n_params, config.n_layers * block, len(layers), config.d_mlp, config.d_model, config.d_vocab)
 
 
 def clear(folder: Path, *, spare: Sequence[Any]) -> None:

@@ -87,11 +87,11 @@ def _weights(sources: Sequence[ModelSite], d_vocab: int) -> pd.DataFrame:
     for source in sources:
         with torch.inference_mode():
             weights = source.model.weights()
-            for convention, limit in (("corrected", d_vocab), ("legacy", None)):
-                columns = weight_columns(weights, source.layers, d_vocab=limit)
-                columns.insert(0, "model", source.name)
-                columns.insert(1, "convention", convention)
-                parts.append(columns)
+            corrected = weight_columns(weights, source.layers, d_vocab=d_vocab)
+            padded = source.model.config.d_vocab > d_vocab  # where it is not, both conventions are one
+            legacy = weight_columns(weights, source.layers) if padded else corrected
+            for convention, columns in (("corrected", corrected), ("legacy", legacy)):
+                parts.append(pd.concat([pd.DataFrame({"model": source.name, "convention": convention}, index=columns.index), columns], axis=1))
     return pd.concat(parts, ignore_index=True)
 
 

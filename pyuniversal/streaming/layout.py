@@ -26,7 +26,7 @@ def size(count: float) -> str:
 
 @dataclass(frozen=True)
 class SourceShape:
-    """The shape of one source: a model's parameters (all, and those of the blocks alone), how many layers take part, neurons a layer, d_model."""
+    """The shape of one source: a model's parameters (all, and those of the blocks alone), how many layers take part, neurons a layer, d_model, d_vocab."""
 
     name: str
     parameters: int
@@ -34,6 +34,7 @@ class SourceShape:
     layers: int
     width: int
     d_model: int = 0
+    d_vocab: int = 0
 
     @property
     def columns(self) -> int:

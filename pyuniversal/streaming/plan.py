@@ -43,6 +43,7 @@ class Work:
     null_flops: float
     baseline_flops: float
     rotation_flops: float
+    weights_flops: float
     elements: float
     pairs: float  # numbers in the products of different models
     totals_bytes: float  # of all products
@@ -258,6 +259,7 @@ def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens:
         baseline_flops=2.0 * draws * sum(a.columns * b.columns * (a.width + b.width) for a, b in pairs),
         # Householder's QR and Q made of it, R S R^T, all in float64.
         rotation_flops=draws * sum(s.layers * (8 / 3 + 2) * s.width**3 for s in shapes.sources) if pairs else 0.0,
+        weights_flops=2.0 * sum(s.columns * s.d_model * s.d_vocab for s in shapes.sources),  # cosines with the unembedding, in float64
         elements=float(tokens * sum(s.columns for s in shapes.sources)),
         pairs=float(sum(a.columns * b.columns for a, b in pairs)),
         totals_bytes=shapes.totals_bytes,

@@ -67,7 +67,7 @@ class Rates:
             "confirm": work.confirmed_tokens * (of_all * forward + work.choices * self.confirmed),
             "nulls": work.null_tokens * (of_all * forward + DRAWS * work.neurons * self.repaired) + work.null_flops / self.product,
             "table": work.baseline_flops / self.single + work.rotation_flops / self.double + PAIR * work.pairs + PARTNER * work.partners,
-            "weights": NEURON * work.neurons,
+            "weights": work.weights_flops / self.double + NEURON * work.neurons,
             "figures": FIXED,
         }
         return {name: seconds for name, seconds in phases.items() if seconds}
