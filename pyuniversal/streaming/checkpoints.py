@@ -31,7 +31,7 @@ class Checkpoints:
     def __init__(self, totals: Totals, out: str | os.PathLike[str] | None) -> None:
         self.totals, self.out = totals, out
         self.whole, self.terminated = True, False
-        self.saved, self.held = time.monotonic(), len(totals.chunks)  # chunks of the last save
+        self.saved = time.monotonic()
         self.cost: float | None = None
         self._handler: Any = None
 
@@ -57,7 +57,7 @@ class Checkpoints:
         self.whole = False  # a signal waits; a save that fails is not tried again
         self.totals.save(self.out)
         self.whole = True
-        self.saved, self.held = time.monotonic(), len(self.totals.chunks)
+        self.saved = time.monotonic()
         self.cost = self.saved - start
         self._heed()
 
@@ -75,7 +75,7 @@ class Checkpoints:
                         raise
                     log.error("the chunks since the last checkpoint could not be saved: %s", failed)
             if isinstance(error, KeyboardInterrupt) and self.out is not None:
-                log.info("stopped; %d of %d chunks are saved in %s", self.held, self.totals.n_chunks, self.out)
+                log.info("stopped; %d of %d chunks are saved in %s", self.totals.saved(self.out), self.totals.n_chunks, self.out)
         finally:
             if self._handler is not None:
                 signal.signal(signal.SIGTERM, self._handler)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, InputError
-from ..files import check_fields
+from ..files import check_fields, read_json
 from ..ops import PRECISIONS, Packed
 from ._state import check_sources, load_state, save_state
 from .histogram import Histogram
@@ -268,6 +268,14 @@ class Totals:
         head = {"identity": self.identity, "sources": [asdict(s) for s in self.sources], "n_chunks": self.n_chunks}
         ledger.commit(head | {"precision": self.precision, "seed": self.seed}, final=final or self.complete)
         self._dirty.clear()
+
+    def saved(self, folder: str | os.PathLike[str]) -> int:
+        """How many chunks every sum of the last save in a folder holds, as its ledger alone has it: a stop may come in the middle of a save."""
+        if not (path := Path(folder) / CURRENT).exists():
+            return 0
+        parts = read_json(path)["parts"]
+        names = [*(f"site-{i}" for i in range(len(self.sources))), *map(_product_name, self.product_keys())]
+        return len(set.intersection(*(from_ranges(parts[name]["chunks"], self.n_chunks) if name in parts else set() for name in names)))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", home: torch.device | str | None = None, hashes: bool = True) -> Totals:
