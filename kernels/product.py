@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # A program makes tiles of ROWS x COLUMNS of the total, TOKENS at a time (half as many of bf16: 128 bytes either way). Tiles follow each other down BAND of them
 # and then across: so 132 programs read about as many rows of x as of y at a time, the fewest bytes.
 # WIDE: the accumulator takes half of the registers, so it is added in two halves through shared memory, into which four stages would not fit.
+# Triton waits for each step's wgmma of int8 before the next (only float32 sums stay in flight), so the steps are as long as shared memory allows.
 WIDE = {"ROWS": 128, "COLUMNS": 256, "TOKENS": 128, "BAND": 16, "num_warps": 8, "num_stages": 3}
 # Totals whose rows begin at odd places are added to by pointers, for which WIDE has not the registers.
 ODD = WIDE | {"COLUMNS": 128}
@@ -167,5 +168,6 @@ def product(total: Tensor, x: Tensor, y: Tensor, x_scale: Tensor, y_scale: Tenso
         WIDEN=not total.is_cuda,
         DESCRIBED=through_descriptors,
         MIRROR=max(height, width) if same and through_descriptors else 0,  # pointers would not have the registers
+        enable_fp_fusion=True,  # one rounding less in what is added; said, since Triton 3.9 warns where it is not
         **tiles,
     )

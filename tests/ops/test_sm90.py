@@ -90,16 +90,16 @@ def test_product(dtype, neurons, described, mirror):
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
 def test_summarize_correlation_reads_once(dtype):
     constants, options = parts(summarize_correlation.TILE)
-    doubles = dict.fromkeys(("x", "y", "edges", "x_sums", "x_groups", "y_sums", "y_groups"), "*fp64")
+    doubles = dict.fromkeys(("x", "y", "x_sums", "x_groups", "y_sums", "y_groups"), "*fp64")
     sizes = dict.fromkeys(("row_stride", "rows", "columns", "steps", "x_group_count", "y_group_count"), "i32")
     signature = {"total": f"*{dtype}", "tokens": "i64", "x_counts": "*i32", "y_counts": "*i32", **doubles, **sizes}
     constants |= {"column_stride": 1, "EIGHTS": summarize_correlation.EIGHTS}
     built = compiled("summarize_correlation:_tiles", signature, constants, divisible=("row_stride", "rows", "columns"), enable_fp_fusion=False, **options)
     assert built.spills == 0
-    assert built.registers <= 255
     assert built.shared <= SHARED_LIMIT // 4
     # Sixteen values a thread, 16 bytes at a time: of float32 four loads. r has the bits of the reference only if nothing is contracted but the division.
     assert built.sass.count("LDG.E.128") >= (4 if dtype == "fp32" else 8)
+    assert built.count("CALL") == 16  # each may need the long way to divide: each is computed once, in one layout
     assert "div.rn.f64" in built.ptx
     assert "fma.rn.f64" not in built.ptx
     assert built.sass.count("REDG") > 0
@@ -111,7 +111,7 @@ def test_summarize_correlation_chooses_groups(lines, groups):
     signature = {"groups": "*fp64", "chosen": "*i32", "lines": "i32", "count": "i32", "k": "i32"}
     built = compiled("summarize_correlation:_choose", signature, {"LINES": lines, "LENGTH": groups}, **summarize_correlation.LISTS)
     assert built.spills == 0
-    assert built.registers <= 168
+    assert built.registers <= 208  # 150 of Triton 3.9, 201 of 3.6
 
 
 @pytest.mark.parametrize("unit", ["partner_stride", "line_stride"])
@@ -123,7 +123,7 @@ def test_summarize_correlation_picks_partners(dtype, lines, groups, unit):
     constants = {unit: 1, "LINES": lines, "GROUPS": groups, "GROUP": summarize_correlation.GROUP}
     built = compiled("summarize_correlation:_pick", signature, constants, enable_fp_fusion=False, **summarize_correlation.LISTS)
     assert built.spills == 0
-    assert built.registers <= 168
+    assert built.registers <= 208  # 150 of Triton 3.9, 201 of 3.6
     assert "fma.rn.f64" not in built.ptx
 
 

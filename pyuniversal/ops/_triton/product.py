@@ -36,12 +36,12 @@ def _run(total: Tensor, x: Packed, y: Packed) -> None:
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """The library's products with the mantissa they were asked for, whatever models run with."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _operand(packed: Packed) -> Tensor:

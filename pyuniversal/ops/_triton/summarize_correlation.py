@@ -18,7 +18,7 @@ def _why_not(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int =
 def _run(total: Tensor, tokens: int, x: Columns, y: Columns, *, top_k: int = 50) -> tuple[Correlations, Correlations]:
     with torch.cuda.device_of(total):
         of_x, of_y = lines(total, tokens, x, y)
-        rows, columns = kernels.summarize(total, tokens, of_x, of_y, HISTOGRAM_EDGES.to(total.device))
+        rows, columns = kernels.summarize(total, tokens, of_x, of_y)
         return _kept(rows, total, tokens, (x, y), (of_x, of_y), top_k), _kept(columns, total.T, tokens, (y, x), (of_y, of_x), top_k)
 
 
