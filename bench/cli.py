@@ -7,14 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pyuniversal.cli_types import Count
-
-if TYPE_CHECKING:
-    pass
 
 # Case -> module of this folder whose `trials(setting)` yields it; imported when it is asked for, so that --help is quick.
 CASES: dict[str, str] = {

@@ -46,7 +46,7 @@ def forward(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
 
 def _row(dtype: str, path: Any, expected: tuple[Tensor, Tensor, Tensor], scratch: Path, setting: Setting) -> dict[str, Any]:
     best, partner, stated = expected  # [neurons, 1] each
-    change = (_r(dtype, "float32", scratch, setting).gather(1, partner) - best).abs()
+    change = (_r(dtype, "float32", scratch, setting).gather(1, partner) - best).abs().cpu()
     change, stated = change[change.isfinite()], stated[change.isfinite()]
     rate, tokens = _rate(path, dtype, setting)
     return {

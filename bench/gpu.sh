@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a GPU says about this checkout, in under nine minutes, on a machine that has Python, torch, Triton, transformers, pytest, CMake and nvcc and no network:
-# build, tests of every op and of a whole run on the GPU, bench.
+# What a GPU says about this checkout, in under nine minutes, on a machine without a network: build, tests of every op and of a whole run on the GPU, bench. It
+# needs a C++ compiler, and in Python what the line that begins with "needs" imports; neither TransformerLens nor datasets.
 #
 #   bash bench/gpu.sh OUTDIR [COMMIT]
 #
@@ -33,12 +33,15 @@ step() { # step NAME SECONDS COMMAND...: run it for at most so long, and no long
         tee -a "$out/summary.txt"
 }
 
+needs="click, cmake, hypothesis, matplotlib, ninja, numpy, pandas, psutil, pyarrow, pybind11, pytest, rich, safetensors, scipy, setuptools, torch, tqdm, transformers, triton"
+"$python" -c "import $needs; assert torch.cuda.is_available(), 'torch sees no GPU'" || exit 2
+
 bench=("$python" -m bench --device cuda --out "$out/rows.jsonl")
 parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 6 --dist worksteal")
 step build 120 "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$site" .
-# Other versions of other libraries than those that were tested together may warn.
+# Other versions of other libraries than those that were tested together may warn. The safe path keeps the sources here, which are not compiled, out of the way.
 # shellcheck disable=SC2086
-step tests 240 "$python" -m pytest -p no:cacheprovider -W default -q --maxfail=40 $parallel --require-backend cuda --require-backend triton tests/ops tests/test_cuda.py
+step tests 240 env PYTHONSAFEPATH=1 "$python" -m pytest -p no:cacheprovider -W default -q --maxfail=40 $parallel --require-backend cuda --require-backend triton tests/ops tests/test_cuda.py
 step ops 150 "${bench[@]}" product_ moments_ quantize summarize_correlation correlate
 step rest 60 "${bench[@]}" pair_sums_ histogram_ dyadic_histogram_ token_sums_ logit_stats
 step forward 60 "${bench[@]}" forward

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from rich.table import Table
 
 import pyuniversal
@@ -23,14 +24,16 @@ WIDE = Shape(layers=4, d_mlp=3072, d_model=768, heads=12, row_tokens=128)
 QUICK = 4_000
 
 
-def _cases(scratch: Path) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
+def _cases(scratch: Path, device: str) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     """What it is called, models, options."""
     five, two = list(zoo.models()), list(zoo.models()[:2])
-    held = psutil.Process().memory_info().rss
+    cuda = device != "cpu"
+    held = torch.cuda.memory_allocated(device) if cuda else psutil.Process().memory_info().rss
+    room = 450_000_000 if cuda else 700_000_000
     yield "five of the zoo, as by default", five, {"max_tokens": zoo.MAX_TOKENS}
     yield "two of the zoo, float32, 200,000 tokens", two, {"max_tokens": 200_000, "precision": "float32", "baseline_draws": 1}
     yield "five of the zoo, on disk", five, {"max_tokens": 60_000, "storage": "disk", "baseline_draws": 1}
-    yield "five of the zoo, in sweeps", five, {"max_tokens": 60_000, "storage": "sweeps", "memory": held + 700_000_000, "baseline_draws": 1}
+    yield "five of the zoo, in sweeps", five, {"max_tokens": 60_000, "storage": "sweeps", "memory": held + room, "batch_tokens": 2_048, "baseline_draws": 1}
     yield "two of 4 layers of 3072", make_models(scratch / "wide", WIDE), {"max_tokens": 50_000}
 
 
@@ -38,7 +41,7 @@ def plan(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
     """A row for each shape, and all as a table."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pyuniversal-bench-") as scratch, preferring(setting.backend):
-        for case, paths, options in _cases(Path(scratch)):
+        for case, paths, options in _cases(Path(scratch), setting.device):
             if setting.quick:
                 paths, options = paths[:2], options | {"max_tokens": QUICK}
             rows.append(_row(case, paths, options, Path(scratch) / str(len(rows)), setting))

@@ -115,7 +115,7 @@ def ours_on(study: Study, scratch: Path, setting: Setting, precision: str = "int
         start, folder = time.perf_counter(), Path(out) / "run"
         options: dict[str, Any] = {"max_tokens": study.max_tokens, "precision": precision, "device": setting.device, "progress": False}
         pyuniversal.observe_stage(study.models, tokens=study.corpus.path, out=folder, **options)
-        run = pyuniversal.table_stage(folder, baseline="gaussian", baseline_draws=1)
+        run = pyuniversal.table_stage(folder, baseline="gaussian", baseline_draws=1, device=setting.device)
         seconds = time.perf_counter() - start
         run.neurons, run.matches  # noqa: B018  # they are read when first asked for, and the folder goes
     return run, seconds

@@ -27,6 +27,7 @@ ASSUMED = {
     "forward": (3.0e14, "blocks in bf16, 300 Tflop/s of the 800 that large bf16 products reach"),
     "single": (5.0e13, "float32 products of the rotated baseline, operands not rounded"),
     "double": (5.0e12, "QR in float64"),
+    "host": (1.0e12, "float64 products on the CPU, for statistics of the weights"),
     "element": (1.2e-11, "36 bytes an activation at 3 TB/s: gathered, moments, histogram, packed"),
     "repaired": (8e-12, "24 bytes an activation"),
     "confirmed": (8e-12, "gathered partners from L2"),

@@ -14,8 +14,8 @@ from .files import sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a slow tokenizer does is Python code, which has no canonical form: what it makes of a text where tokenizers usually part stands for it.
 LARGEST_ID = 2**24  # the largest vocabularies of 2026 have some 2^18 tokens
+# What a slow tokenizer does is Python code, which has no canonical form: what it makes of a text where tokenizers usually part stands for it.
 PROBE = "Hello, hELLO!  The cat's 3.14159 naïve façade\n\n\tdef f(x): return x**2  # 你好 Ω \U0001f642 <|endoftext|> ﬁn\u00a0e\u0301 1000000 'Tis"
 
 
@@ -50,7 +50,7 @@ def _parts(tokenizer: Any) -> dict[str, Any]:
         raise InputError(f"{type(tokenizer).__name__} is not a tokenizer of transformers. Pass what AutoTokenizer.from_pretrained returns.")
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     vocabulary = tokenizer.get_vocab()
-    if (highest := max(vocabulary.values(), default=0)) > LARGEST_ID:  # `to_str` below visits every id up to it
+    if (highest := max(vocabulary.values(), default=0)) > LARGEST_ID:  # the backend's `to_str` visits every id up to it
         token = max(vocabulary, key=vocabulary.__getitem__)
         raise InputError(f"the tokenizer {tokenizer.name_or_path or ''} is damaged: its token {token!r} has the id {highest:,}. Copy or download it again.")
     ends = {"vocabulary": vocabulary, "id that begins a row": begin}

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import pyuniversal
-from pyuniversal import Totals, zoo
+from pyuniversal import Totals, pipeline, zoo
 
 pytestmark = pytest.mark.backend("cuda")
 if not torch.cuda.is_available():
     pytestmark = [pytestmark, pytest.mark.skip(reason="this machine has no CUDA device")]
 
-OPTIONS = {"tokens": zoo.tokens(), "max_tokens": 40_000, "chunk_tokens": 8192, "baseline_draws": 1, "null_tokens": 8192, "progress": False}
+OPTIONS = {
+    "tokens": zoo.tokens(),
+    "max_tokens": 40_000,
+    "chunk_tokens": 8192,
+    "baseline_draws": 1,
+    "null_tokens": 8192,
+    "batch_tokens": 2048,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +59,18 @@ def test_the_tables_agree(both):
         np.testing.assert_allclose(cuda[name], cpu[name], rtol=0.02, atol=2e-3)
 
 
+def test_a_run_verifies(both):
+    assert pipeline.verify(both["cuda"].path, device="cuda", progress=False)["failures"] == []
+
+
 @pytest.mark.parametrize("storage", ["host", "disk", "sweeps"])
-def test_every_storage_leaves_the_products_of_the_resident_one(both, tmp_path, storage):
+def test_every_storage_leaves_the_products_of_the_resident_one(both, tmp_path, storage, caplog):
+    caplog.set_level("INFO", "pyuniversal")
     models = zoo.models()[:3]
-    limit = {"memory": torch.cuda.memory_reserved() + 250_000_000} if storage == "sweeps" else {}
+    limit = {"memory": torch.cuda.memory_allocated() + 340_000_000} if storage == "sweeps" else {}
     run = pyuniversal.run(models, out=tmp_path, device="cuda", storage=storage, **limit, **OPTIONS)
+    told = {"host": "in the host's memory", "disk": "on disk", "sweeps": r"in [2-9]\d* sweeps"}[storage]
+    assert re.search(told, caplog.text)
     resident, other = (Totals.load(path / "totals") for path in (both["cuda"].path, run.path))
     for key, product in resident.products.items():
         assert torch.equal(product.total, other.products[key].total), key

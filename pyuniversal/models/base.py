@@ -211,9 +211,9 @@ class Model(ABC):
 
 @contextmanager
 def tf32_products(on: bool) -> Iterator[None]:
-    """Inside the `with` block float32 products on CUDA round their operands to 10 bits of mantissa, if `on`; torch's own setting comes back afterwards."""
+    """Inside the `with` block float32 products on CUDA round their operands to 10 bits of mantissa, or do not; the caller's setting comes back afterwards."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = on or before
+    torch.backends.cuda.matmul.allow_tf32 = on
     try:
         yield
     finally:

@@ -102,7 +102,7 @@ def _held_out(inputs: Inputs, totals: Totals) -> dict[str, Any] | None:
     if not len(rows):
         log.warning("no document of %s was held out: nothing can be confirmed; *_confirmed and *_se stay empty. Give more documents.", corpus.path)
         return None
-    refined = refined_of(inputs.folder, totals, inputs.options)
+    refined = refined_of(inputs.folder, totals, inputs.options, device=inputs.options["device"])
     found = universality.best_partners(totals, top_k=1, refined=refined, device=inputs.options["device"])
     return {
         "rows": rows,
@@ -113,9 +113,9 @@ def _held_out(inputs: Inputs, totals: Totals) -> dict[str, Any] | None:
     }
 
 
-def refined_of(folder: Path, totals: Totals, options: Mapping[str, Any]) -> dict[tuple[int, int], universality.Best] | None:
+def refined_of(folder: Path, totals: Totals, options: Mapping[str, Any], *, device: str) -> dict[tuple[int, int], universality.Best] | None:
     """The candidates of a run over all its tokens; None for a run that has none, whatever an earlier one left in its folder."""
-    return None if options.get("dense_tokens") is None else universality.refined(totals, folder / REFINED)
+    return None if options.get("dense_tokens") is None else universality.refined(totals, folder / REFINED, device=device)
 
 
 def refinement_rows(inputs: Inputs, totals: Totals) -> NDArray[np.integer]:

@@ -53,7 +53,7 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
         )
     log.info("partners, %d rotations of every layer, table", baseline_draws)
     with clock(timings, "table"):
-        matches = universality.matches(totals, top_k=top_k, refined=refined_of(folder, totals, manifest["options"]), device=device)
+        matches = universality.matches(totals, top_k=top_k, refined=refined_of(folder, totals, manifest["options"], device=device), device=device)
         with torch.inference_mode():
             baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed, device=device)
         by_model = _weights(folder, totals, "legacy" if legacy else "corrected")

@@ -41,7 +41,7 @@ def verify(
     log.info("the files are those that the ledger names; running the models again for a random thousandth of the neurons")
     chosen = {i: _sample(source.columns, seed=seed, source=i) for i, source in enumerate(totals.sources)}
     rows = choose_rows(inputs.corpus, max_tokens=inputs.dense_tokens, seed=inputs.options["seed"])
-    refined = refined_of(inputs.folder, totals, inputs.options) is not None
+    refined = refined_of(inputs.folder, totals, inputs.options, device=inputs.options["device"]) is not None
     if refined:
         rows = np.concatenate([rows, refinement_rows(inputs, totals)])
     partners = {pair: _only(_partners(finished.matches, totals, *pair), chosen[pair[0]]) for pair in _ordered(len(totals.sources))}
@@ -107,7 +107,7 @@ def _moments(state: Confirmation, totals: Totals, *, refined: bool, allowed: flo
     """Differences of count, mean and variance over r; those of a run that refined its candidates are over fewer tokens than `state`."""
     failures = []
     for i, source in enumerate(totals.sources if not refined else []):
-        again, there = state.moments[i].whole(), universality.whole_side(totals, i)
+        again, there = state.moments[i].whole().cpu(), universality.whole_side(totals, i)
         spread = (there[2] / there[0]).sqrt()
         off = (again[1] - there[1]).abs() / spread.clamp(min=1e-12) + (again[2] / there[2].clamp(min=1e-30) - 1).abs() * (there[2] > 0)
         if not torch.equal(again[0], there[0]):

@@ -9,9 +9,9 @@ from .repairing import part_rows, ring
 MOST_PARTS = 32  # of the null's products: each costs a run of the models
 NULL_BUDGET = 4e9  # bytes of the null's products in all, so that its sample is a property of the run
 DRAWS, DECILES, PER_STRATUM = 3, 10, 40  # of the null, as `universality.nulls` has them
-# A batch on its way through a model, and what batches before it left to the allocator: the sums lie between. Measured: candidates of six models took 0.66 GB
-# (0.74 planned, 0.58 with one batch), the null of three 1.36 GB (1.36, 1.17), in four parts 1.04 GB (1.01, 0.81).
-BATCHES_HELD = 2
+# A batch on its way through a model, and what batches before it left to the allocator. Measured: the null of three models took 1.36 GB (1.36 planned, 1.17 with
+# one batch), in four parts 1.04 GB (1.01, 0.81); candidates of six models, whose chunk is one batch, 0.63 to 0.66 GB (0.66, 0.58).
+BATCHES_HELD, OF_PAIRING = 2, 1.5
 PAIRING_TOKENS = 2_048  # whose activations of all sources `confirm_pass` holds
 
 
@@ -36,23 +36,27 @@ def _pairing(shapes: Shapes, *, candidates: int, batches: int) -> float:
         return 0.0
     activations = PAIRING_TOKENS * DTYPE_BYTES[shapes.dtype] * sum(s.columns for s in shapes.sources)
     moments = 2 * 8 * 8 * max(s.columns for s in shapes.sources)
-    return sums_bytes(shapes, candidates=candidates, batches=batches) + activations + moments + BATCHES_HELD * shapes.batch_bytes(shapes.sources)
+    return sums_bytes(shapes, candidates=candidates, batches=batches) + activations + moments + OF_PAIRING * shapes.batch_bytes(shapes.sources)
 
 
 def null_products(shapes: Shapes, *, parts: int = 1) -> float:
-    """Of the null's products, those of the largest of so many parts of the sampled neurons; the sample is halved until all of them keep the budget."""
+    """Of the null's products, those of the largest of so many parts of the sampled neurons."""
+    return _products(shapes, sampled(shapes), parts)
+
+
+def sampled(shapes: Shapes) -> list[int]:
+    """How many neurons of each source the null samples: halved until their products keep the budget."""
     per_stratum = PER_STRATUM
-    while (whole := _null_products(shapes, per_stratum, 1)) > NULL_BUDGET and per_stratum > 1:
+    while _products(shapes, chosen := _at_most(shapes, per_stratum), 1) > NULL_BUDGET and per_stratum > 1:
         per_stratum //= 2
-    return whole if parts == 1 else _null_products(shapes, per_stratum, parts)
+    return chosen
 
 
-def _sampled(shapes: Shapes, per_stratum: int) -> list[int]:
+def _at_most(shapes: Shapes, per_stratum: int) -> list[int]:
     return [s.layers * min(s.width, DECILES * per_stratum) for s in shapes.sources]
 
 
-def _null_products(shapes: Shapes, per_stratum: int, parts: int) -> float:
-    chosen = _sampled(shapes, per_stratum)
+def _products(shapes: Shapes, chosen: list[int], parts: int) -> float:
     return float(DRAWS * shapes.cell_bytes * sum(part_rows(chosen[i], parts) * shapes.sources[j].columns for i, j in ring(len(chosen))))
 
 
@@ -60,7 +64,7 @@ def null_work(shapes: Shapes) -> float:
     """Of the null beside its products: the activations of half a chunk and a reordered copy, operands of all draws, moments; 0 for one source."""
     if len(shapes.sources) < 2:
         return 0.0
-    tokens, columns, chosen = shapes.chunk_tokens // 2, [s.columns for s in shapes.sources], _sampled(shapes, PER_STRATUM)
+    tokens, columns, chosen = shapes.chunk_tokens // 2, [s.columns for s in shapes.sources], _at_most(shapes, PER_STRATUM)
     activations = DTYPE_BYTES[shapes.dtype] * 2 * (max(columns) + max(chosen))
     # All of the first source to the end of the ring, one of the others, and the chosen of two neighbours.
     operands = BYTES[shapes.precision] * (DRAWS * (columns[0] + 2 * max(chosen)) + max(columns))

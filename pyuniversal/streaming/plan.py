@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ..errors import InputError, NotEnoughMemoryError
-from .afterwards import DECILES, DRAWS, PER_STRATUM, candidates_bytes, confirm_bytes, null_bytes, sums_bytes
+from .afterwards import DRAWS, candidates_bytes, confirm_bytes, null_bytes, sampled, sums_bytes
 from .confirmation import BATCHES, CANDIDATES, STEPS
 from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts, size
 from .rates import Rates, measure_rates
@@ -255,7 +255,7 @@ def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens:
         null_tokens=again,
         forward_flops=2.0 * tokens * sum(s.block_parameters for s in shapes.sources),
         product_flops=2.0 * tokens * cells,
-        null_flops=2.0 * again * DRAWS * sum(s.layers * min(DECILES * PER_STRATUM, s.width) * other for s, other in ring),
+        null_flops=2.0 * again * DRAWS * sum(chosen * other for chosen, (_, other) in zip(sampled(shapes), ring, strict=False)),
         baseline_flops=2.0 * draws * sum(a.columns * b.columns * (a.width + b.width) for a, b in pairs),
         # Householder's QR and Q made of it, R S R^T, all in float64.
         rotation_flops=draws * sum(s.layers * (8 / 3 + 2) * s.width**3 for s in shapes.sources) if pairs else 0.0,
@@ -292,7 +292,7 @@ def available_bytes(device: str, memory: int | None, *, processes: int = 1) -> f
     free = free_bytes(device) / (1 if torch.device(device).type == "cuda" else processes)
     if memory is None:
         return float(free)
-    held = torch.cuda.memory_reserved(device) if torch.device(device).type == "cuda" else _held()
+    held = torch.cuda.memory_allocated(device) if torch.device(device).type == "cuda" else _held()
     return float(min(free, memory - held))
 
 
@@ -303,9 +303,9 @@ def _held() -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free now on a device."""
+    """Memory that is free now on a device; on a GPU torch's allocator keeps what was freed, for the next who asks."""
     if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return int(psutil.virtual_memory().available)
 
 

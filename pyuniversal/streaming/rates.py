@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..files import sha256
 from ..models.base import tf32_products
+from ..models.loading import DTYPES
 from ..ops import absmax_about, pair_sums_, product_, quantize
 from ..ops._dither import neuron_keys, token_keys
 from ..totals import Histogram, Moments
@@ -25,7 +26,6 @@ from .layout import Layout, Shapes
 if TYPE_CHECKING:
     from .plan import Work
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
 FIXED = 3.0  # seconds of figures
 # Seconds of one thing each on a core or two of 2026, where Python, pandas and selection are at work; not measured.
 PARTNER = 1.5e-6  # a partner kept: selection, assignment, tables
@@ -40,14 +40,15 @@ PROBE = 64 << 20  # bytes written to learn how fast the disk is
 class Rates:
     """Operations a second of the products, of a model's blocks, of float32 and float64 matrix work; seconds an activation for all that is no product.
 
-    element: in the pass. repaired: in one draw of the null. confirmed: beside one partner. moved: bytes a second that are written and hashed.
-    The defaults are of two cores of 2026.
+    host: of float64 matrix work on the CPU. element: in the pass. repaired: in one draw of the null. confirmed: beside one partner. moved: bytes a second that
+    are written and hashed. The defaults are of two cores of 2026.
     """
 
     product: float = 1.5e12
     forward: float = 1.2e11
     single: float = 2.0e11
     double: float = 3.0e10
+    host: float = 3.0e10
     element: float = 2.0e-9
     repaired: float = 1.5e-9
     confirmed: float = 8e-10
@@ -67,7 +68,7 @@ class Rates:
             "confirm": work.confirmed_tokens * (of_all * forward + work.choices * self.confirmed),
             "nulls": work.null_tokens * (of_all * forward + DRAWS * work.neurons * self.repaired) + work.null_flops / self.product,
             "table": work.baseline_flops / self.single + work.rotation_flops / self.double + PAIR * work.pairs + PARTNER * work.partners,
-            "weights": work.weights_flops / self.double + NEURON * work.neurons,
+            "weights": work.weights_flops / self.host + NEURON * work.neurons,
             "figures": FIXED,
         }
         return {name: seconds for name, seconds in phases.items() if seconds}
@@ -78,15 +79,15 @@ class Rates:
 
 
 def measure_rates(device: str, shapes: Shapes, *, folder: Path) -> Rates:
-    """Rates of this machine at the widths and the precision of a run; the tables are made on the CPU wherever the pass runs."""
+    """Rates of this machine at the widths and the precision of a run."""
     generator = torch.Generator().manual_seed(0)
-    tokens, width = 4096, 1024
+    tokens, width = 4096, 1024 if torch.device(device).type == "cpu" else 4096  # large tiles on a GPU, as in a run
     x = torch.randn(tokens, width, generator=generator).to(device)
     zero = torch.zeros(width, device=device)
     keys = token_keys(0, torch.arange(tokens)).to(device), neuron_keys(0, 0, width).to(device)
     absmax = absmax_about(zero, x.amin(0), x.amax(0))
     total = torch.zeros(width, width, device=device, dtype=torch.float64 if shapes.precision == "float64" else torch.float32)
-    packed = quantize(x, zero, absmax, *keys, precision=shapes.precision)
+    packed, other = (quantize(x, zero, absmax, *keys, precision=shapes.precision) for _ in range(2))  # of one with itself half is computed
     partner = torch.arange(width, device=device)[:, None].contiguous()  # [neurons, 1]
     sums, centre = torch.zeros(width, 1, dtype=torch.float64, device=device), zero.double()
 
@@ -102,14 +103,16 @@ def measure_rates(device: str, shapes: Shapes, *, folder: Path) -> Rates:
         Histogram(width, device=device).update(gathered)
         pack(gathered)
 
-    a = torch.randn(1024, 1024, generator=generator)
+    a = torch.randn(1024, 1024, generator=generator).to(device)
     d = a[:384, :384].double()
+    h = d.cpu()
     blocks, flops = _block(shapes, device)
     return Rates(
-        product=2 * width * width * tokens / _best(lambda: product_(total, packed, packed), device),
+        product=2 * width * width * tokens / _best(lambda: product_(total, packed, other), device),
         forward=flops / _best(blocks, device),
         single=2 * 1024**3 / _best(lambda: a @ a, device),
         double=(8 / 3) * 384**3 / _best(lambda: torch.linalg.qr(d), device),
+        host=2 * 384**3 / _best(lambda: h @ h, "cpu"),
         element=_best(observe, device) / x.numel(),
         repaired=_best(lambda: pack(x.index_select(0, torch.arange(tokens, device=device))), device) / x.numel(),
         confirmed=_best(lambda: pair_sums_(sums, x, x, centre, centre, partner), device) / x.numel(),

@@ -14,7 +14,7 @@ from .partners import Best, summaries, whole_side
 from .pooled import r_pooled
 
 
-def refined(totals: Totals, folder: str | os.PathLike[str]) -> dict[tuple[int, int], Best] | None:
+def refined(totals: Totals, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> dict[tuple[int, int], Best] | None:
     """(i, j) -> the candidates of the neurons of source i in source j by their r over all tokens; None where the folder holds no such sums.
 
     Raises:
@@ -31,7 +31,7 @@ def refined(totals: Totals, folder: str | os.PathLike[str]) -> dict[tuple[int, i
     if set(state.pairs) != {(i, j) for i in every for j in every if i != j}:
         raise FileError(f"{folder} lacks pairs of models that the totals beside it have; remove it and repeat the command that started the run")
     found = {}
-    for i, j, dense in summaries(totals, top_k=max(pair.partner.shape[1] for pair in state.pairs.values())):
+    for i, j, dense in summaries(totals, top_k=max(pair.partner.shape[1] for pair in state.pairs.values()), device=device):
         pair, partner = state.pairs[i, j], dense.top_index
         if not torch.equal(pair.partner, partner):
             raise FileError(f"{folder} holds other candidates than the totals beside it choose; remove it and repeat the command that started the run")

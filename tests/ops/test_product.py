@@ -57,7 +57,7 @@ def test_other_precisions_against_float64(backend, precision, tolerance):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(700, 40, generator=generator) ** 3, torch.randn(700, 30, generator=generator) + 5
     sides = [
-        pack(side.to(backend.device), side.mean(0).to(backend.device), torch.arange(700), source=i, seed=0, precision=precision)
+        pack(side.to(backend.device), side.mean(0).to(backend.device), torch.arange(700, device=backend.device), source=i, seed=0, precision=precision)
         for i, side in enumerate((x, y))
     ]
     total = torch.zeros(40, 30, dtype=torch.float64 if precision == "float64" else torch.float32, device=backend.device)
@@ -105,7 +105,10 @@ def test_operands_that_begin_anywhere(backend, start):
 def test_neurons_from_the_middle_of_a_source(backend, precision):
     x, y = (torch.randint(-100, 101, (300, 90), generator=torch.Generator().manual_seed(seed)).float() for seed in (0, 1))
     none = torch.zeros(90, device=backend.device)
-    sides = [pack(side.to(backend.device), none, torch.arange(300), source=i, seed=0, precision=precision).columns(3 + i, 73) for i, side in enumerate((x, y))]
+    sides = [
+        pack(side.to(backend.device), none, torch.arange(300, device=backend.device), source=i, seed=0, precision=precision).columns(3 + i, 73)
+        for i, side in enumerate((x, y))
+    ]
     total = torch.ones(70, 69, device=backend.device)
     backend.run(product_, total, *sides)
     assert torch.equal(total.cpu(), x[:, 3:73].T @ y[:, 4:73] + 1)  # below 2^24: exact
