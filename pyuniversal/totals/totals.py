@@ -340,6 +340,8 @@ class Totals:
                 part = kind.load(ledger.path(name), device=self.device)
                 if part.neurons != source.columns:
                     raise FileError(f"{ledger.path(name)} holds {part.neurons} neurons, not {source.columns}: it belongs to another run")
+                if isinstance(part, Moments) and part.sets != (due := getattr(self, field)[i].sets):
+                    raise FileError(f"{ledger.path(name)} is damaged: it holds the token sets {', '.join(part.sets)}, not {', '.join(due)}; {AGAIN}")
                 getattr(self, field)[i] = part
             self.observed[i] = from_ranges(ledger.entries[f"site-{i}"].chunks, self.n_chunks)
         for key in self.product_keys():

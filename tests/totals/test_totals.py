@@ -343,6 +343,12 @@ def test_strangers_with_the_right_hash_are_named(tmp_path):
     as_ledger_says(tmp_path)
     with pytest.raises(FileError, match=rf"{victim.name} holds \(3, 5\) neurons, not \(3, 4\): it belongs to another run"):
         Totals.load(tmp_path)
+    run_totals({0: data(50, 10)}).save(tmp_path)
+    victim = next(tmp_path.glob("site-0.*"))
+    Moments(Moments.load(victim).neurons, sets=("q", "test", "all")).save(victim)
+    as_ledger_says(tmp_path)
+    with pytest.raises(FileError, match=rf"{victim.name} is damaged: it holds the token sets q, test, all, not r, test, all"):
+        Totals.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../cross-0-0-1.1.safetensors", "/etc/passwd", "centre.1.safetensors", "cross-0-1-1.1.safetensors", 7])
