@@ -6,6 +6,7 @@ against the arguments; a backend named by the caller that cannot run raises with
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -62,8 +63,9 @@ class Op:
         return self._load(backend)(*args, **options)
 
     def choose(self, *args: Any, **options: Any) -> str:
-        """The backend that a call with these arguments takes."""
-        return next((b for b in self.faster if self.why_not(b, *args, **options) is None), "reference")
+        """The backend that a call with these arguments takes. Never kernels that Triton interprets: they are for who names them, a thousand times slower."""
+        interpreted = {"triton"} if os.environ.get("TRITON_INTERPRET") == "1" else set()
+        return next((b for b in self.faster if b not in interpreted and self.why_not(b, *args, **options) is None), "reference")
 
     def why_not(self, backend: str, *args: Any, **options: Any) -> str | None:
         """None if `backend` can run this op on these arguments, else the reason in words."""

@@ -31,6 +31,15 @@ def test_kernels_for_gpus_run_here():
     assert moments_.why_not("triton", empty(1, 2, device), torch.zeros(3, 2, device=device), [3]) is None
 
 
+def test_interpreted_kernels_run_only_when_they_are_named(monkeypatch):
+    x = torch.zeros(3, 4)[:, ::2]  # neurons two apart, which the compiled kernel does not take
+    monkeypatch.setattr(moments_, "faster", {"triton": f"{__name__}:anything", **moments_.faster})
+    monkeypatch.setattr(moments_, "why_not", lambda backend, *_, **__: None if backend in ("triton", "reference") else "no")
+    for value, chosen in (("1", "reference"), ("0", "triton")):
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        assert moments_.choose(empty(1, 2), x, [3]) == chosen
+
+
 def test_why_not_says_why():
     reasons = moments_.explain(empty(1, 2), torch.zeros(3, 2, dtype=torch.float64), [3])
     assert reasons.pop("triton").startswith(("does not take float64", "does not take cpu tensors", "not built"))  # interpreted, not interpreted, not there
