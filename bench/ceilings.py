@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured in the same process as the cases it limits.
+"""What the machine can do at best, measured in turns with the cases it limits.
 
 On a CPU:
 read     bytes/s that all threads together read from memory
@@ -20,35 +20,40 @@ from functools import cache, partial
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from pyuniversal import _C
 
 
-@cache
 def ceiling(name: str, device: str, quick: bool = False) -> float | None:
-    """The ceiling in bytes or operations a second; None where this build cannot measure it."""
+    """The ceiling at this moment, in bytes or operations a second; None where this build cannot measure it.
+
+    Virtual machines and GPUs under a power limit are not equally fast for long, so the engine asks in turns with the contenders, and takes the median.
+    """
+    gpu = torch.device(device).type == "cuda"
     if name == "read":
         return _read(device, quick)
-    if torch.device(device).type == "cuda":
+    if gpu:
         return _library(name, device, quick)
-    if not hasattr(_C, "peak"):
-        return None
-    return float(_C.peak(name, torch.get_num_threads(), 0.05 if quick else 0.5))
+    return float(_C.peak(name, torch.get_num_threads(), 0.05 if quick else 0.2)) if hasattr(_C, "peak") else None
 
 
 def _library(name: str, device: str, quick: bool) -> float:
     n = 1024 if quick else 8192
+    return 2 * n**3 / _typical(_multiplication(name, device, n), device)
+
+
+@cache
+def _multiplication(name: str, device: str, n: int) -> Callable[[], object]:
     a, b = (torch.randn(n, n, device=device) for _ in range(2))
     if name == "int8":
         a, b = ((x * 12).clamp(-127, 127).to(torch.int8) for x in (a, b))  # rms 12, as operands of heavy-tailed activations have
-        multiply = partial(torch._int_mm, a, b.T)  # both operands by rows, as Hopper's int8 units take them
-    else:
-        a, b = (x.bfloat16() if name == "bf16" else x for x in (a, b))
-        multiply = partial(torch.mm, a, b)
-    return 2 * n**3 / _fastest(multiply, device, seconds=0.05 if quick else 0.5)
+        return partial(torch._int_mm, a, b.T)  # both operands by rows, as Hopper's int8 units take them
+    a, b = (x.bfloat16() if name == "bf16" else x for x in (a, b))
+    return partial(torch.mm, a, b)
 
 
-def _fastest(work: Callable[[], object], device: str, *, seconds: float) -> float:
+def _typical(work: Callable[[], object], device: str, seconds: float = 0.1) -> float:
     """Seconds a call: the median of as many as fill some seconds, after a warm-up; the steady state, not the first cool moment."""
     work()
     samples: list[float] = []
@@ -61,17 +66,17 @@ def _fastest(work: Callable[[], object], device: str, *, seconds: float) -> floa
     return median(samples)
 
 
-def _read(device: str, quick: bool) -> float:
+def _read(device: str, quick: bool) -> float | None:
+    if device == "cpu" and not hasattr(_C, "read_bandwidth"):
+        return None
     # Far beyond the last cache: 1 GB, or 64 MB where nobody will quote the number.
-    x = torch.ones((64 if quick else 1024) * 2**18, device=device)
-    if device == "cpu" and hasattr(_C, "read_bandwidth"):
-        return max(float(_C.read_bandwidth(x, torch.get_num_threads())) for _ in range(5))
-    if device != "cpu":
-        y = torch.empty_like(x)
-        return 2 * x.numel() * x.element_size() / _fastest(partial(y.copy_, x), device, seconds=0.1)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        x.sum().item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return x.numel() * x.element_size() / min(seconds)
+    x = _memory(device, (64 if quick else 1024) * 2**18)
+    if device == "cpu":
+        return median(float(_C.read_bandwidth(x, torch.get_num_threads())) for _ in range(7))
+    y = torch.empty_like(x)
+    return 2 * x.numel() * x.element_size() / _typical(partial(y.copy_, x), device)
+
+
+@cache
+def _memory(device: str, elements: int) -> Tensor:
+    return torch.ones(elements, device=device)

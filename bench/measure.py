@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -25,7 +25,7 @@ def rows_of(trial: Trial, setting: Setting) -> list[dict[str, Any]]:
     contenders = {**trial.ours, **trial.opponents}
     errors, calls = _check(trial, contenders, setting)
     repeats = setting.repeats or (2 if setting.quick else trial.repeats)
-    samples = _interleave(contenders, calls, repeats, setting.device)
+    samples, ceilings = _interleave(contenders, calls, repeats, trial.ceilings, setting)
     machine = identity(setting.device)
     opponents = {
         label: {**_times(samples[label]), "does": contender.does, **contender.about, "error": errors.get(name)}
@@ -33,7 +33,7 @@ def rows_of(trial: Trial, setting: Setting) -> list[dict[str, Any]]:
         for label in samples
         if label == name or label.startswith(f"{name}, ")
     }
-    return [_row(trial, setting, name, samples, opponents, errors[name], machine) for name in trial.ours]
+    return [_row(trial, setting, name, samples, ceilings, opponents, errors[name], machine) for name in trial.ours]
 
 
 def _check(trial: Trial, contenders: Mapping[str, Contender], setting: Setting) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
@@ -53,19 +53,28 @@ def _check(trial: Trial, contenders: Mapping[str, Contender], setting: Setting) 
     return errors, calls
 
 
-def _interleave(contenders: Mapping[str, Contender], calls: Mapping[str, int], repeats: int, device: str) -> dict[str, list[tuple[float, float]]]:
-    """Label -> (seconds, CPU seconds of all threads) of one call, `repeats` times: a, b, c, a, b, c, so that what else the machine does hits all alike."""
+def _interleave(
+    contenders: Mapping[str, Contender], calls: Mapping[str, int], repeats: int, ceilings: Sequence[str], setting: Setting
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float | None]]:
+    """Label -> (seconds, CPU seconds of all threads) of one call, `repeats` times; and the median of each ceiling, a second.
+
+    In turns, a, b, c, ceilings, a, b, c, ceilings, so that what else the machine does hits all alike.
+    """
     samples: dict[str, list[tuple[float, float]]] = {}
+    limits: dict[str, list[float | None]] = {name: [] for name in ceilings}
     for _ in range(repeats):
         for name, contender in contenders.items():
-            start, cpu = now(device), time.process_time()
+            start, cpu = now(setting.device), time.process_time()
             for _ in range(calls[name]):
                 result = contender.run()
-            seconds, cpu = (now(device) - start) / calls[name], (time.process_time() - cpu) / calls[name]
+            seconds, cpu = (now(setting.device) - start) / calls[name], (time.process_time() - cpu) / calls[name]
             for label, value in (contender.split(result) if contender.split else {name: seconds}).items():
                 samples.setdefault(label, []).append((value, cpu))
             del result  # before the next contender makes its own
-    return samples
+        for name, measured in limits.items():
+            measured.append(ceiling(name, setting.device, setting.quick))
+    known = {name: [m for m in measured if m is not None] for name, measured in limits.items()}
+    return samples, {name: median(measured) if measured else None for name, measured in known.items()}
 
 
 def now(device: str) -> float:
@@ -84,12 +93,13 @@ def _row(
     setting: Setting,
     backend: str,
     samples: Mapping[str, list[tuple[float, float]]],
+    limits: Mapping[str, float | None],
     opponents: Mapping[str, Mapping[str, Any]],
     error: Mapping[str, float],
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
     times = _times(samples[backend])
-    ceilings = {name: _share(trial, name, times["median_s"], setting) for name in trial.ceilings}
+    ceilings = {name: _share(trial, name, times["median_s"], best) for name, best in limits.items()}
     shares = [c["share"] for c in ceilings.values() if c["share"] is not None]
     return {
         "op": trial.op,
@@ -114,8 +124,7 @@ def _row(
     }
 
 
-def _share(trial: Trial, name: str, seconds: float, setting: Setting) -> dict[str, float | None]:
+def _share(trial: Trial, name: str, seconds: float, best: float | None) -> dict[str, float | None]:
     """The ceiling per second, and what share of it the work needs."""
-    best = ceiling(name, setting.device, setting.quick)
     amount = trial.bytes if name == "read" else trial.operations
     return {"per_s": best, "share": None if best is None or amount is None else amount / seconds / best}

@@ -81,6 +81,17 @@ PYUNIVERSAL_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
 #endif
 }
 
+// One more in the lanes where x is positive.
+PYUNIVERSAL_INLINE Ints count_positive(Floats x, Ints count) {
+#if defined(__AVX512F__)
+    const __m512i sum = reinterpret_cast<__m512i>(count);
+    const __mmask16 positive = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_setzero_ps(), _CMP_GT_OQ);
+    return reinterpret_cast<Ints>(_mm512_mask_sub_epi32(sum, positive, sum, _mm512_set1_epi32(-1)));
+#else
+    return count - (x > 0);  // a comparison is -1 where it holds
+#endif
+}
+
 PYUNIVERSAL_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 PYUNIVERSAL_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 

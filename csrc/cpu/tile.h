@@ -48,14 +48,26 @@ PYUNIVERSAL_INLINE float to_float(Half x) {
 // as long.
 PYUNIVERSAL_INLINE Floats load_floats(const float* from) { return load<Floats>(from); }
 
-PYUNIVERSAL_INLINE Floats load_floats(const BFloat16* from) { return reinterpret_cast<Floats>(__builtin_convertvector(load<HalfWords>(from), Words) << 16); }
+PYUNIVERSAL_INLINE Words load_words(const void* from) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(load<__m256i>(from)));  // GCC 12 widens the halves one by one
+#else
+    return __builtin_convertvector(load<HalfWords>(from), Words);
+#endif
+}
+
+PYUNIVERSAL_INLINE Floats load_floats(const BFloat16* from) { return reinterpret_cast<Floats>(load_words(from) << 16); }
 
 PYUNIVERSAL_INLINE Floats load_floats(const Half* from) {
-    const Words bits = __builtin_convertvector(load<HalfWords>(from), Words);
+#if defined(__AVX512F__)
+    return reinterpret_cast<Floats>(_mm512_cvtph_ps(load<__m256i>(from)));
+#else
+    const Words bits = load_words(from);
     const Words magnitude = (bits & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u;
     const Words normal = magnitude + (112u << 23) + (reinterpret_cast<Words>(exponent == 0x0f800000u) & (112u << 23));
     const Words subnormal = reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude + (113u << 23)) - bits_to_float(113u << 23));
     return reinterpret_cast<Floats>((exponent == 0 ? subnormal : normal) | (bits & 0x8000u) << 16);
+#endif
 }
 
 // The first `width` lanes of a tile, or all of them; lanes beyond are zero.
@@ -78,9 +90,10 @@ template <typename T> void fill_rows(float* tiles, const T* x, int64_t stride, i
 // Lines of memory that will be read soon, to be asked for one by one while something else is computed.
 struct Ahead {
     const char* data;
-    int64_t stride, lines;  // bytes between rows, lines of a row
+    int64_t stride;  // bytes between rows
+    int shift;       // a row has 2^shift lines
 
-    PYUNIVERSAL_INLINE void fetch(int64_t line) const { __builtin_prefetch(data + line / lines * stride + line % lines * 64, 0, 2); }
+    PYUNIVERSAL_INLINE void fetch(int64_t line) const { __builtin_prefetch(data + (line >> shift) * stride + (line & ((1 << shift) - 1)) * 64, 0, 2); }
 };
 
 // Tiles of the tokens [begin, end) and the neurons [first, last), four side by side at a time, in the order of memory. While one of the four is worked on, a
@@ -112,7 +125,7 @@ class Tiles {
     // What the next `load` will read.
     Ahead ahead() const {
         const int64_t size = x.type == Float::float32 ? 4 : 2;
-        return {static_cast<const char*>(x.data) + offset() * size, x.stride * size, kSide * kTileWidth * size / 64};
+        return {static_cast<const char*>(x.data) + offset() * size, x.stride * size, size == 4 ? 4 : 3};
     }
 
     // Copy a quarter of the rows of the next tiles.

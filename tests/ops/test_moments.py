@@ -228,3 +228,54 @@ def test_values_as_large_as_float32_has(backend):
     np.testing.assert_allclose(state[0, 1].cpu(), [value, 0, 2], atol=1e-12)
     np.testing.assert_allclose(state[0, 2].cpu(), [0, 80 * value**2, 80], rtol=1e-14)
     np.testing.assert_allclose(state[0, 4].cpu(), [0, 80 * value**4, 80], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("neurons", [1040, 1031])
+def test_as_many_neurons_as_no_tile_has(backend, dtype, neurons):
+    x = heavy(139, neurons, dtype=dtype).to(backend.device)
+    state = empty(2, neurons, backend.device)
+    backend.run(moments_, state, x, (5, 139))
+    exact = x.double().cpu().numpy()
+    for s, end in enumerate((5, 139)):
+        part = exact[:end]
+        d = part - part.mean(0)
+        got = state[s].cpu().numpy()
+        np.testing.assert_array_equal(got[5:], [(part > 0).sum(0), part.min(0), part.max(0)])
+        for k in (2, 3, 4):
+            np.testing.assert_array_less(np.abs(got[k] - (d**k).sum(0)), 1e-11 * (np.abs(d) ** k).sum(0) + 1e-300)
+
+
+def test_first_tokens_far_from_the_rest(backend):
+    """Sums are taken about a centre that the first tokens give: far off, it costs a digit, not the answer."""
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(1000, 15)).astype(np.float32)
+    x[:8, :5] += 1e6  # among N(0, 1)
+    x[:8, 5:10] = np.float32(1e6)
+    x[8:, 10:] += 1e6
+    exact = x.astype(np.float64)
+    state = empty(1, 15, backend.device)
+    backend.run(moments_, state, torch.from_numpy(x).to(backend.device), [1000])
+    d, got = exact - exact.mean(0), state[0].cpu().numpy()
+    np.testing.assert_allclose(got[1], exact.mean(0), rtol=1e-12)
+    for k in (2, 3, 4):
+        np.testing.assert_array_less(np.abs(got[k] - (d**k).sum(0)), 1e-11 * (np.abs(d) ** k).sum(0))
+
+
+def test_a_single_step_of_float32(backend):
+    x = torch.full((100, 1), 1e6, device=backend.device)
+    x[99] += 0.0625  # the next float
+    state = empty(1, 1, backend.device)
+    backend.run(moments_, state, x, [100])
+    np.testing.assert_allclose(state[0, 1:5, 0].cpu(), [1e6 + 0.000625, 0.0625**2 * 0.99, 0.0625**3 * 0.9702, 0.0625**4 * 0.960597], rtol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 5, 6, 7, 130])
+def test_constants_have_no_spread(backend, tokens):
+    """Even where their sum overflows, or a mean by float32 would be another number."""
+    largest = torch.finfo(torch.float32).max
+    values = torch.cat([torch.tensor([largest, -largest, 1e-40]), torch.randn(61, generator=torch.Generator().manual_seed(0))]).to(backend.device)
+    state = empty(1, 64, backend.device)
+    backend.run(moments_, state, values.repeat(tokens, 1), [tokens])
+    assert torch.equal(state[0, 1], values.double())
+    assert torch.equal(state[0, 2:5].cpu(), torch.zeros(3, 64, dtype=torch.float64))
