@@ -97,10 +97,11 @@ def main(
     made: list[dict[str, Any]] = []
     for name in cases:
         if name in ALONE:
-            rows, shown = getattr(import_module(f"bench.{name}"), name)(setting)
-            if save and rows:
-                _append(out or results_file(setting.device), rows)
-            _print(shown)
+            for found in getattr(import_module(f"bench.{name}"), name)(setting):  # rows as they are made, and a table
+                if not isinstance(found, dict):
+                    _print(found)
+                elif save:
+                    _append(out or results_file(setting.device), [found])
             continue
         for trial in import_module(f"bench.{CASES[name]}").trials(setting):
             if trial.ours:

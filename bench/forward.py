@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,22 +27,23 @@ TOKENS, QUICK_TOKENS = 32_768, 4_000
 BATCH = 16_384  # on a GPU; what a run takes by default on a CPU
 
 
-def forward(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
+def forward(setting: Setting) -> Iterator[dict[str, Any] | Table]:
     """A row for each dtype: tokens/s of the blocks at the shape of GPT2-small; r of two zoo models, of float32 products, against models in float64."""
     cuda = setting.device != "cpu"
     dtypes = ["float32", *(["tf32", "float16"] if cuda else []), "bfloat16"]
+    table = Table(title="forward passes by dtype of the models" + (" (--quick: no measurement)" if setting.quick else ""))
+    for heading in ("dtype", "tokens/s", "rms change of best r", "largest", "of it beyond 2 SE of int8"):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right")
     with tempfile.TemporaryDirectory(prefix="pyuniversal-bench-") as scratch, preferring(setting.backend):
         truth = _r("float64", "float64", Path(scratch), setting)
         partner = truth.nan_to_num(-1).argmax(1, keepdim=True)
         best, stated = truth.gather(1, partner), _stated(Path(scratch), setting)
         wide = None if setting.quick else make_models(Path(scratch) / "wide", SHAPE)[0]
-        rows = [_row(dtype, wide or zoo.models()[0], (best, partner, stated), Path(scratch), setting) for dtype in dtypes]
-    table = Table(title="forward passes by dtype of the models" + (" (--quick: no measurement)" if setting.quick else ""))
-    for heading in ("dtype", "tokens/s", "rms change of best r", "largest", "of it beyond 2 SE of int8"):
-        table.add_column(heading, justify="left" if heading == "dtype" else "right")
-    for row in rows:
-        table.add_row(row["case"], f"{row['rate']:,.0f}", f"{row['rms']:.1e}", f"{row['largest']:.1e}", f"{row['beyond']:.2%}")
-    return rows, table
+        for dtype in dtypes:
+            row = _row(dtype, wide or zoo.models()[0], (best, partner, stated), Path(scratch), setting)
+            table.add_row(row["case"], f"{row['rate']:,.0f}", f"{row['rms']:.1e}", f"{row['largest']:.1e}", f"{row['beyond']:.2%}")
+            yield row
+    yield table
 
 
 def _row(dtype: str, path: Any, expected: tuple[Tensor, Tensor, Tensor], scratch: Path, setting: Setting) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Clock:
         return timed
 
 
-def profile(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
+def profile(setting: Setting) -> Iterator[Table]:
     """No rows; shares of the seconds of a run on the embedded models, one rotation. The rest is what no part claims: chunks, merging of sums, manifest."""
     clock = Clock(setting.device)
     tokens = setting.tokens or (QUICK_TOKENS if setting.quick else TOKENS)
@@ -101,4 +101,4 @@ def profile(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
         shown.add_column(heading, justify="left" if heading == "part" else "right")
     for name, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         shown.add_row(name, f"{clock.calls[name]:,}", f"{seconds:.2f}", f"{seconds / whole:.1%}")
-    return [], shown
+    yield shown

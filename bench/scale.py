@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from rich.table import Table
 
@@ -26,7 +26,7 @@ ASSUMED = {
     "product": (1.2e15, "int8 products with their sums added into a float32 total; CUTLASS reports 1.32e15 to 1.36e15 without"),
     "forward": (3.0e14, "blocks in bf16, 300 Tflop/s of the 800 that large bf16 products reach"),
     "single": (5.0e13, "float32 products of the rotated baseline, operands not rounded"),
-    "double": (5.0e12, "QR in float64"),
+    "rotation": (5.0e12, "QR in float64"),
     "host": (1.0e12, "float64 products on the CPU, for statistics of the weights"),
     "element": (1.2e-11, "36 bytes an activation at 3 TB/s: gathered, moments, histogram, packed"),
     "repaired": (8e-12, "24 bytes an activation"),
@@ -35,7 +35,7 @@ ASSUMED = {
 }
 
 
-def scale(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
+def scale(setting: Setting) -> Iterator[Table]:
     """No rows, since nothing is measured; a table."""
     rates = Rates(**{name: value for name, (value, _) in ASSUMED.items()})
     table = Table(
@@ -48,7 +48,7 @@ def scale(setting: Setting) -> tuple[list[dict[str, Any]], Table]:
         for tokens in (100_000_000, 10_000_000_000):
             for gpus in (1, 8, 64):
                 table.add_row(name, f"{tokens:.0e}", str(gpus), *_predicted(model, tokens, gpus, rates))
-    return [], table
+    yield table
 
 
 def _predicted(model: SourceShape, tokens: int, gpus: int, rates: Rates) -> tuple[str, str, str, str]:
@@ -60,7 +60,7 @@ def _predicted(model: SourceShape, tokens: int, gpus: int, rates: Rates) -> tupl
     for together, chunk_tokens in ((SEEDS, 16_384), (SEEDS, 4096), (2, 16_384), (2, 4096), (2, 1024)):
         shapes = Shapes((model,) * together, "int8", "bfloat16", "mlp.post", chunk_tokens, min(chunk_tokens, 16_384))
         room = {"memory": MEMORY - 2 * model.parameters * together, "host": HOST, "disk": DISK}
-        work = work_of(shapes, tokens // gpus, draws=5, top_k=50, null_tokens=1_000_000 // gpus)
+        work = work_of(shapes, tokens // gpus, draws=5, top_k=50, null_tokens=1_000_000 // gpus, room=room["memory"])
         chunks = max(1, tokens // gpus // chunk_tokens)
         fitting = [layout for layout in layouts(shapes, memory=room["memory"], cuda=True) if layout.lack(**room) is None]
         if fitting:

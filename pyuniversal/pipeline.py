@@ -150,7 +150,7 @@ def run(
         stages.refine(inputs, progress=progress)
     stages.confirm(inputs, progress=progress)
     stages.chance(inputs, null_tokens=null_tokens, memory=memory, progress=progress)
-    finished = stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy, device=device)
+    finished = stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy, device=device, memory=memory)
     inputs.ranks.wait()  # those that follow
     return finished
 

@@ -31,7 +31,7 @@ LAYERS = (
     "kernels _C",
     "tokenizer_identity",
     "files",
-    "errors",
+    "errors float32",
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer.split()}
 KERNELS_MAY_IMPORT = {"torch", "triton", *sys.stdlib_module_names}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..float32 import tf32_products
 from .folding import RawEnds, RawLayer, Weights
 
 if TYPE_CHECKING:
@@ -207,17 +208,6 @@ class Model(ABC):
             found = f"token ids {int(tokens.min())} to {int(tokens.max())}"
             raise InputError(f"{found} do not fit {self.label}, which has {c.d_vocab}. Tokenise the text with its own tokenizer.")
         return tokens.to(self.device)
-
-
-@contextmanager
-def tf32_products(on: bool) -> Iterator[None]:
-    """Inside the `with` block float32 products on CUDA round their operands to 10 bits of mantissa, or do not; the caller's setting comes back afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

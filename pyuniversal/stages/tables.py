@@ -14,6 +14,8 @@ from torch import Tensor
 from .. import report, results, universality
 from ..errors import FileError
 from ..files import safe_name, tidy, within, write_json
+from ..streaming import available_bytes
+from ..streaming.afterwards import rotation_room
 from ..table import neuron_table, write_tables
 from ..totals import Confirmation, Totals
 from ..totals.confirmation import LEDGER
@@ -25,8 +27,10 @@ log = logging.getLogger(__name__)
 FEW_TOKENS = 10_000
 
 
-def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, top_k: int, seed: int, legacy: bool, device: str) -> results.Run:
-    """Everything after the totals."""
+def table(
+    out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, top_k: int, seed: int, legacy: bool, device: str, memory: int | None = None
+) -> results.Run:
+    """Everything after the totals; `memory` bounds what the process holds on the device, as of `pyuniversal.run`."""
     folder = Path(out)
     check_table(baseline=baseline, baseline_draws=baseline_draws, top_k=top_k)
     if not (folder / "manifest.json").exists():
@@ -55,7 +59,9 @@ def table(out: str | os.PathLike[str], *, baseline: str, baseline_draws: int, to
     with clock(timings, "table"):
         matches = universality.matches(totals, top_k=top_k, refined=refined_of(folder, totals, manifest["options"], device=device), device=device)
         with torch.inference_mode():
-            baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed, device=device)
+            held = sum(product.total.nbytes for product in totals.products.values())
+            room = rotation_room(held, available_bytes(device, memory))
+            baselines = universality.baseline(totals, kind=baseline, draws=baseline_draws, seed=seed, device=device, room_bytes=room)
         by_model = _weights(folder, totals, "legacy" if legacy else "corrected")
         neurons = neuron_table(totals, matches, by_model, baselines, legacy=legacy)
         matches, neurons = _with_confirmation(folder / CONFIRMED, totals, matches, neurons, baselines)

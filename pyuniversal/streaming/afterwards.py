@@ -1,4 +1,4 @@
-"""Memory of what a run does with its models after the pass, from their shapes: the sums of candidates, the confirmation, the null."""
+"""Memory of what a run does after the pass, from its models' shapes: the sums of candidates, the confirmation, the null, the rotations of the tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ DRAWS, DECILES, PER_STRATUM = 3, 10, 40  # of the null, as `universality.nulls` 
 # A batch on its way through a model, and what batches before it left to the allocator. Measured: the null of three models took 1.36 GB (1.36 planned, 1.17 with
 # one batch), in four parts 1.04 GB (1.01, 0.81); candidates of six models, whose chunk is one batch, 0.63 to 0.66 GB (0.66, 0.58).
 BATCHES_HELD, OF_PAIRING = 2, 1.5
+ROTATED_ROWS = 4_096  # of a product that are rotated at once
+ROTATED_SHARE = 0.25  # of the free memory, for rotations of products that do not fit in it
 PAIRING_TOKENS = 2_048  # whose activations of all sources `confirm_pass` holds
 
 
@@ -77,3 +79,46 @@ def null_bytes(shapes: Shapes, room: float) -> float:
     if len(shapes.sources) < 2:
         return 0.0
     return next((needs for parts in range(1, MOST_PARTS + 1) if (needs := null_work(shapes) + null_products(shapes, parts=parts)) <= room), 0.0)
+
+
+def rotation_room(totals_bytes: float, free: float) -> float:
+    """Bytes for rotations where `free` ones are. Products that fit in memory stay there once they are read: layers are rotated one by one then."""
+    return ROTATED_SHARE * free if totals_bytes > free else 0.0
+
+
+def rotated_together(layers: int, width: int, *, draws: int, cell_bytes: int, room_bytes: float) -> int:
+    """How many layers the baseline rotates at once."""
+    return max(1, min(layers, int(room_bytes // _rotated_bytes(width, draws, cell_bytes))))
+
+
+def _rotated_bytes(width: int, draws: int, cell_bytes: int) -> int:
+    """Of a layer's rotations, and of the part of a product that meets them."""
+    return (draws * width + ROTATED_ROWS) * width * cell_bytes
+
+
+def _layers_rotated(shapes: Shapes, draws: int, room: float) -> list[int]:
+    rotations = rotation_room(shapes.totals_bytes, room)
+    return [rotated_together(s.layers, s.width, draws=draws, cell_bytes=shapes.cell_bytes, room_bytes=rotations) for s in shapes.sources]
+
+
+def rotating_bytes(shapes: Shapes, *, draws: int, room: float) -> float:
+    """Of the baseline where `room` bytes are free; 0 for a single source."""
+    if len(shapes.sources) < 2:
+        return 0.0
+    needs = []
+    for source, layers in zip(shapes.sources, _layers_rotated(shapes, draws, room), strict=True):
+        making = 5 * 8 * source.width**2  # float64 matrices on the way to a rotation
+        at_work = 3 * ROTATED_ROWS * source.width * shapes.cell_bytes
+        needs.append(layers * _rotated_bytes(source.width, draws, shapes.cell_bytes) + making + at_work)
+    return float(max(needs))
+
+
+def rotations_read(shapes: Shapes, *, draws: int, room: float) -> float:
+    """Bytes of products that the baseline reads from the disk where `room` bytes are free, 0 where they stay in memory.
+
+    Once for the neurons of the second source, and for those of the first once for all layers of the second that are rotated together.
+    """
+    if shapes.totals_bytes <= room:
+        return 0.0
+    times = [-(-s.layers // together) for s, together in zip(shapes.sources, _layers_rotated(shapes, draws, room), strict=True)]
+    return float(sum(shapes.block_bytes((i, layer, j)) * (1 + times[j]) for i, layer, j in shapes.product_keys() if i != j))

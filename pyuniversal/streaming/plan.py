@@ -13,10 +13,10 @@ import psutil
 import torch
 
 from ..errors import InputError, NotEnoughMemoryError
-from .afterwards import DRAWS, candidates_bytes, confirm_bytes, null_bytes, sampled, sums_bytes
+from .afterwards import DRAWS, candidates_bytes, confirm_bytes, null_bytes, rotating_bytes, rotations_read, sampled, sums_bytes
 from .confirmation import BATCHES, CANDIDATES, STEPS
 from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts, size
-from .rates import Rates, measure_rates
+from .rates import ROTATION, Rates, measure_rates
 
 STORAGES = ("auto", "resident", "host", "disk", "sweeps")
 SLACK = 1.03  # of memory: what allocators leave between
@@ -47,6 +47,7 @@ class Work:
     elements: float
     pairs: float  # numbers in the products of different models
     totals_bytes: float  # of all products
+    read_bytes: float  # of products that memory does not hold, by the baseline
     neurons: float  # of all models
     choices: float  # neurons times the other models: so many partners are confirmed
     partners: float  # kept in the table of matches
@@ -208,7 +209,6 @@ def make_plan(
         raise InputError(f"--storage {storage} {reason}")
     shapes = Shapes(tuple(sources), precision, dtype, site, chunk_tokens, batch_tokens)
     dense = min(tokens, dense_tokens or tokens)
-    work = work_of(shapes, dense, draws=baseline_draws, top_k=top_k, null_tokens=null_tokens, candidate_tokens=tokens - dense)
     weights = 0.0 if loaded else float(DTYPE_BYTES[dtype] * sum(s.parameters for s in sources))
     free = available_bytes(device, memory, processes=processes) - weights
     host, disk = (float(room) / processes for room in (psutil.virtual_memory().available, shutil.disk_usage(_existing(out)).free))
@@ -216,13 +216,14 @@ def make_plan(
     disk += disk_held
     slack = SLACK if memory is None else LIMITED
     room = {"memory": free / slack, "host": host, "disk": disk}
+    work = work_of(shapes, dense, draws=baseline_draws, top_k=top_k, null_tokens=null_tokens, candidate_tokens=tokens - dense, room=room["memory"])
     found = [layout for layout in layouts(shapes, memory=free / slack, cuda=cuda) if storage in ("auto", layout.storage) or not shapes.product_keys()]
     lacks = {layout.storage: layout.lack(**room) for layout in found}
     chunks = max(1, dense // chunk_tokens)
     fitting = [layout for layout in found if lacks[layout.storage] is None]
     chosen = min(fitting or found[:1], key=lambda layout: rates.seconds(work, layout, chunks=chunks))
     later = {"candidates": candidates_bytes(shapes) if dense_tokens is not None else 0.0, "confirm": confirm_bytes(shapes)}
-    table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k, refined=dense_tokens is not None)
+    table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k, refined=dense_tokens is not None, room=room["memory"])
     for needs, free_bytes, what in ((table, host if cuda else room["memory"], "tables"), *((n, room["memory"], words) for words, n in later.items())):
         if fitting and needs > free_bytes:
             fitting, lacks = [], {"anywhere": f"{size(needs)} of memory for the {LATER.get(what, what)} ({size(max(free_bytes, 0))} free)"}
@@ -241,8 +242,8 @@ def make_plan(
     )
 
 
-def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens: int, candidate_tokens: int = 0) -> Work:
-    """What a run of so many tokens, rotations, partners a neuron, re-paired tokens and tokens for the candidates alone does."""
+def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens: int, room: float, candidate_tokens: int = 0) -> Work:
+    """What a run of so many tokens, rotations, partners a neuron, re-paired tokens and tokens for the candidates alone does, `room` bytes being free."""
     columns = [s.columns for s in shapes.sources]
     ring = list(zip(shapes.sources, columns[1:] + columns[:1], strict=True)) if len(columns) > 1 else []
     again = min(null_tokens, tokens // NULL_SHARE) if ring else 0
@@ -257,26 +258,25 @@ def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens:
         product_flops=2.0 * tokens * cells,
         null_flops=2.0 * again * DRAWS * sum(chosen * other for chosen, (_, other) in zip(sampled(shapes), ring, strict=False)),
         baseline_flops=2.0 * draws * sum(a.columns * b.columns * (a.width + b.width) for a, b in pairs),
-        # Householder's QR and Q made of it, R S R^T, all in float64.
-        rotation_flops=draws * sum(s.layers * (8 / 3 + 2) * s.width**3 for s in shapes.sources) if pairs else 0.0,
+        rotation_flops=draws * sum(s.layers * ROTATION * s.width**3 for s in shapes.sources) if pairs else 0.0,
         weights_flops=2.0 * sum(s.columns * s.d_model * s.d_vocab for s in shapes.sources),  # cosines with the unembedding, in float64
         elements=float(tokens * sum(s.columns for s in shapes.sources)),
         pairs=float(sum(a.columns * b.columns for a, b in pairs)),
         totals_bytes=shapes.totals_bytes,
+        read_bytes=rotations_read(shapes, draws=draws, room=room),
         neurons=float(sum(columns)),
         choices=float(sum(columns) * (len(columns) - 1)),
         partners=float(sum(a.columns * min(top_k, b.columns) + b.columns * min(top_k, a.columns) for a, b in pairs)),
     )
 
 
-def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int, refined: bool) -> float:
-    """Of the tables: partners of all ordered pairs as tensors and as a table, the rotations of one layer at work, sums of confirmation (and candidates)."""
+def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int, refined: bool, room: float) -> float:
+    """Of the tables: partners of all ordered pairs as tensors and as a table, the rotations at work, sums of confirmation (and candidates)."""
     sources = shapes.sources
     ordered = [(a, b) for a in sources for b in sources if a is not b]
     # Partners: 24 bytes in tensors, 34 in the table, and the table once more when its parts are joined; a few columns a neuron.
     partners = sum(a.columns * min(top_k, b.columns) * (24 + 2 * 34) for a, b in ordered) + 2_000 * sum(s.columns for s in sources)
-    width = max(s.width for s in sources)
-    rotating = width**2 * (baseline_draws * shapes.cell_bytes + 5 * 8) + 4 * 4096 * width * shapes.cell_bytes if ordered else 0
+    rotating = rotating_bytes(shapes, draws=baseline_draws, room=room)
     sums = sums_bytes(shapes, candidates=1, batches=BATCHES) + (sums_bytes(shapes, candidates=CANDIDATES, batches=STEPS) if refined else 0.0) if ordered else 0
     return float(partners + rotating + sums + STATE_OF_TABLE * sum(s.columns for s in sources))
 

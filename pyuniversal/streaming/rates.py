@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import sha256
-from ..models.base import tf32_products
+from ..float32 import tf32_products, times_transpose
 from ..models.loading import DTYPES
 from ..ops import absmax_about, pair_sums_, product_, quantize
 from ..ops._dither import neuron_keys, token_keys
@@ -26,29 +27,32 @@ from .layout import Layout, Shapes
 if TYPE_CHECKING:
     from .plan import Work
 
-FIXED = 3.0  # seconds of figures
+FIXED = 2.0  # seconds of figures
 # Seconds of one thing each on a core or two of 2026, where Python, pandas and selection are at work; not measured.
 PARTNER = 1.5e-6  # a partner kept: selection, assignment, tables
-NEURON = 1.5e-4  # statistics of its weights, its rows of the tables and CSVs
+NEURON = 4e-5  # statistics of its weights, its rows of the tables and CSVs
 PAIR = 4e-9  # a number of a product: summarised
 MANY = 3  # times one partner: what the sums with 16 candidates cost
 HOST = 2e10  # bytes a second between a GPU and the host's memory
+STEADY = 1.25  # times the fastest of a few calls: what work takes that goes on for minutes
 PROBE = 64 << 20  # bytes written to learn how fast the disk is
+ROTATION = 8 / 3 + 2  # times width^3: operations of one rotation of a layer
+ROTATED = (1536, 4096)  # the largest that is tried, on a CPU and on a GPU; small ones are slow
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations a second of the products, of a model's blocks, of float32 and float64 matrix work; seconds an activation for all that is no product.
+    """Operations a second of the products, of a model's blocks, of float32 products and of rotations; seconds an activation for all that is no product.
 
-    host: of float64 matrix work on the CPU. element: in the pass. repaired: in one draw of the null. confirmed: beside one partner. moved: bytes a second that
-    are written and hashed. The defaults are of two cores of 2026.
+    rotation: QR and Q made of it by Householder's reflections, and a product, all in float64. host: of float64 matrix work on the CPU. element: in the pass.
+    repaired: in one draw of the null. confirmed: beside one partner. moved: bytes a second that are written and hashed. The defaults are of two cores of 2026.
     """
 
     product: float = 1.5e12
     forward: float = 1.2e11
     single: float = 2.0e11
-    double: float = 3.0e10
-    host: float = 3.0e10
+    rotation: float = 5.0e10
+    host: float = 1.0e11
     element: float = 2.0e-9
     repaired: float = 1.5e-9
     confirmed: float = 8e-10
@@ -63,11 +67,15 @@ class Rates:
         of_all = 1 / max(work.tokens, 1)  # a token's share of what the pass does
         forward, elements = work.forward_flops / self.forward, work.elements * self.element
         phases = {
-            "pass": again * (forward + elements) + work.product_flops / self.product + moving,
-            "candidates": work.candidate_tokens * (of_all * forward + MANY * work.choices * self.confirmed),
-            "confirm": work.confirmed_tokens * (of_all * forward + work.choices * self.confirmed),
-            "nulls": work.null_tokens * (of_all * forward + DRAWS * work.neurons * self.repaired) + work.null_flops / self.product,
-            "table": work.baseline_flops / self.single + work.rotation_flops / self.double + PAIR * work.pairs + PARTNER * work.partners,
+            "pass": STEADY * (again * (forward + elements) + work.product_flops / self.product) + moving,
+            "candidates": STEADY * work.candidate_tokens * (of_all * forward + MANY * work.choices * self.confirmed),
+            "confirm": STEADY * work.confirmed_tokens * (of_all * forward + work.choices * self.confirmed),
+            "nulls": STEADY * (work.null_tokens * (of_all * forward + DRAWS * work.neurons * self.repaired) + work.null_flops / self.product),
+            "table": work.baseline_flops / self.single
+            + work.rotation_flops / self.rotation
+            + PAIR * work.pairs
+            + PARTNER * work.partners
+            + work.read_bytes / self.moved,
             "weights": work.weights_flops / self.host + NEURON * work.neurons,
             "figures": FIXED,
         }
@@ -104,15 +112,20 @@ def measure_rates(device: str, shapes: Shapes, *, folder: Path) -> Rates:
         pack(gathered)
 
     a = torch.randn(1024, 1024, generator=generator).to(device)
-    d = a[:384, :384].double()
-    h = d.cpu()
+    h = a[:512, :512].double().cpu()
+    rotated = min(max(s.width for s in shapes.sources), ROTATED[torch.device(device).type == "cuda"])
+
+    def rotate() -> None:
+        q, _ = torch.linalg.qr(torch.from_numpy(np.random.default_rng(0).standard_normal((rotated, rotated))).to(device))
+        q @ q
+
     blocks, flops = _block(shapes, device)
     return Rates(
         product=2 * width * width * tokens / _best(lambda: product_(total, packed, other), device),
         forward=flops / _best(blocks, device),
-        single=2 * 1024**3 / _best(lambda: a @ a, device),
-        double=(8 / 3) * 384**3 / _best(lambda: torch.linalg.qr(d), device),
-        host=2 * 384**3 / _best(lambda: h @ h, "cpu"),
+        single=2 * 1024**3 / _best(lambda: times_transpose(a, a), device),
+        rotation=ROTATION * rotated**3 / _best(rotate, device),
+        host=2 * 512**3 / _best(lambda: h @ h, "cpu"),
         element=_best(observe, device) / x.numel(),
         repaired=_best(lambda: pack(x.index_select(0, torch.arange(tokens, device=device))), device) / x.numel(),
         confirmed=_best(lambda: pair_sums_(sums, x, x, centre, centre, partner), device) / x.numel(),

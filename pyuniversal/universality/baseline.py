@@ -9,21 +9,20 @@ No second pass: cov(x, R y) = cov(x, y) R^T and var(R y) = diag(R S_YY R^T), S_Y
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..float32 import times_transpose
 from ..ops import Columns
+from ..streaming.afterwards import ROTATED_ROWS, rotated_together
 from ..totals import Totals
 from .partners import sides
 
 BASELINES = ("haar", "gaussian")
-ROWS = 4096  # of a block that are rotated at once
 
 
 def rotation(kind: str, width: int, *, seed: int, source: int, layer: int, draw: int, device: torch.device | str = "cpu") -> Tensor:
@@ -41,10 +40,21 @@ def rotation(kind: str, width: int, *, seed: int, source: int, layer: int, draw:
     return q * r.diagonal().sign()
 
 
-def baseline(totals: Totals, *, kind: str = "haar", draws: int = 5, seed: int = 0, device: torch.device | str = "cpu") -> dict[tuple[int, int], Tensor]:
+def baseline(
+    totals: Totals, *, kind: str = "haar", draws: int = 5, seed: int = 0, device: torch.device | str = "cpu", room_bytes: float = 0.0
+) -> dict[tuple[int, int], Tensor]:
     """For every ordered pair (i, j): the largest r of each neuron of source i with all neurons of source j, each layer of j rotated.
 
     The rotations are made and multiplied on `device`, which the products visit in parts.
+
+    Args:
+        totals: sums of the run.
+        kind: of `BASELINES`.
+        draws: rotations of every layer.
+        seed: of the rotations.
+        device: where they live.
+        room_bytes: what rotations and a part of a product may take there. Products on a disk are read once for all layers that are rotated together; one
+            layer at a time where this is less than it needs.
 
     Returns:
         (i, j) -> float64 [draws, columns of i] in host memory, NaN for a constant neuron.
@@ -57,18 +67,27 @@ def baseline(totals: Totals, *, kind: str = "haar", draws: int = 5, seed: int = 
     n = len(totals.sources)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     best = {(i, j): torch.full((draws, totals.sources[i].columns), -torch.inf, dtype=torch.float64) for i, j in pairs}
-    for j, source in enumerate(totals.sources):
-        for number, layer in enumerate(source.layers if n > 1 else ()):
-            within = _covariance(totals, j, number).to(device)
-            rotations = []  # [width, width] each, its rows divided by the spread of the rotated neurons
-            for draw in range(draws):
-                r = rotation(kind, source.width, seed=seed, source=j, layer=layer, draw=draw, device=within.device)
-                spread = torch.sqrt(((r @ within) * r).sum(1).clamp(min=0))  # [width]
-                rotations.append((r / spread[:, None]).to(totals.products[j, number, j].total.dtype))
+    for j, source in enumerate(totals.sources if n > 1 else ()):
+        layers = len(source.layers)
+        step = rotated_together(layers, source.width, draws=draws, cell_bytes=totals.products[j, 0, j].total.element_size(), room_bytes=room_bytes)
+        for start in range(0, layers, step):
+            rotations = {k: _rotations(totals, j, k, kind=kind, draws=draws, seed=seed, device=device) for k in range(start, min(start + step, layers))}
             for i in (i for i in range(n) if i != j):
-                for rows, scores in _rotated_best(totals, i, j, number, rotations):
+                for rows, scores in _rotated_best(totals, i, j, rotations):
                     best[i, j][:, rows] = torch.fmax(best[i, j][:, rows], scores.cpu())
     return {pair: score.where(torch.isfinite(score), torch.nan) for pair, score in best.items()}
+
+
+def _rotations(totals: Totals, j: int, number: int, *, kind: str, draws: int, seed: int, device: torch.device | str) -> list[Tensor]:
+    """Of one layer of source j: [width, width] for each draw, its rows divided by the spread of the rotated neurons."""
+    source, dtype = totals.sources[j], totals.products[j, number, j].total.dtype
+    within = _covariance(totals, j, number).to(device)
+    made = []
+    for draw in range(draws):
+        r = rotation(kind, source.width, seed=seed, source=j, layer=source.layers[number], draw=draw, device=within.device)
+        spread = torch.sqrt(((r @ within) * r).sum(1).clamp(min=0))  # [width]
+        made.append((r / spread[:, None]).to(dtype))
+    return made
 
 
 def _covariance(totals: Totals, source: int, number: int) -> Tensor:
@@ -80,38 +99,43 @@ def _covariance(totals: Totals, source: int, number: int) -> Tensor:
     return covariance
 
 
-def _rotated_best(totals: Totals, i: int, j: int, number: int, rotations: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Some neurons of i, and their largest correlations with the rotated neurons of one layer of j: float64 [draws, neurons], NaN for a constant neuron.
+def _rotated_best(totals: Totals, i: int, j: int, rotations: Mapping[int, list[Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+    """Some neurons of i, and their largest correlations with the rotated neurons of one layer of j: float64 [draws, neurons], NaN for a constant neuron."""
+    for rows, number, total, tokens, x, y in _against_layers(totals, i, j, list(rotations)):
+        drawn = rotations[number]
+        x_shift, y_shift, x_m2 = (field.to(drawn[0].device) for field in (x.shift, y.shift, x.M2))
+        block = total.to(drawn[0].device) - (tokens * x_shift[:, None] * y_shift).to(total.dtype)  # [rows, width]
+        scores = torch.stack([times_transpose(block, r).amax(1).double() / torch.sqrt(x_m2) for r in drawn])
+        yield rows, scores.where(x_m2 > 0, torch.nan)
 
-    Every number of the totals is read once for all draws: they may lie on a disk.
+
+def _against_layers(totals: Totals, i: int, j: int, numbers: list[int]) -> Iterator[tuple[slice, int, Tensor, int, Columns, Columns]]:
+    """Source i with neighbouring layers of source j, in parts: neurons of i, number of the layer, [these neurons, neurons of the layer], tokens, both columns.
+
+    A disk reads 64 KB and more around each number that is asked for. So a part is copied first, in pieces of rows as long as it has room for.
     """
-    for rows, total, tokens, x, y in _against_layer(totals, i, j, number):
-        for start in range(0, total.shape[0], ROWS):
-            some = slice(start, start + ROWS)
-            device = rotations[0].device
-            x_shift, y_shift, x_m2 = (field.to(device) for field in (x.shift[some], y.shift, x.M2[some]))
-            block = total[some].to(device) - (tokens * x_shift[:, None] * y_shift).to(total.dtype)  # [rows, width]
-            scores = torch.stack([_times_transpose(block, r).amax(1).double() / torch.sqrt(x_m2) for r in rotations])
-            yield slice(rows.start + start, rows.start + start + block.shape[0]), scores.where(x_m2 > 0, torch.nan)
-
-
-def _against_layer(totals: Totals, i: int, j: int, number: int) -> Iterator[tuple[slice, Tensor, int, Columns, Columns]]:
-    """The block of source i with one layer of source j, in parts: (neurons of i, [these neurons, neurons of the layer], tokens, their columns, the layer's)."""
-    if i > j:  # the layer is the first side of one product
-        product = totals.products[j, number, i]
-        y, x = sides(totals, (j, number, i))
-        yield slice(0, totals.sources[i].columns), product.total.T, product.tokens, x, y
+    if i > j:  # a layer is the first side of one product
+        for number in numbers:
+            product = totals.products[j, number, i]
+            y, x = sides(totals, (j, number, i))
+            for part in _steps(totals.sources[i].columns, ROTATED_ROWS * len(numbers)):
+                copied = product.total[:, part].contiguous()
+                for rows in _steps(copied.shape[1], ROTATED_ROWS):
+                    of_i = slice(part.start + rows.start, part.start + rows.stop)
+                    yield of_i, number, copied[:, rows].T, product.tokens, x.some(of_i), y
         return
-    columns = slice(number * totals.sources[j].width, (number + 1) * totals.sources[j].width)
+    width, height = totals.sources[j].width, totals.sources[i].width
+    columns = slice(numbers[0] * width, (numbers[-1] + 1) * width)
     for layer in range(len(totals.sources[i].layers)):
         product = totals.products[i, layer, j]
         x, y = sides(totals, (i, layer, j))
-        start = layer * totals.sources[i].width
-        yield slice(start, start + totals.sources[i].width), product.total[:, columns], product.tokens, x, y.some(columns)
+        for rows in _steps(height, ROTATED_ROWS):
+            copied = product.total[rows, columns].contiguous()
+            of_i = slice(layer * height + rows.start, layer * height + rows.stop)
+            for k, number in enumerate(numbers):
+                of_j = slice(number * width, (number + 1) * width)
+                yield of_i, number, copied[:, k * width : (k + 1) * width], product.tokens, x.some(rows), y.some(of_j)
 
 
-def _times_transpose(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T. float32 on x86 by oneDNN: MKL, which `@` takes, uses half of the width of other makers' CPUs (370 against 210 Gflop/s on a Zen 5)."""
-    if a.dtype == torch.float32 and a.is_cpu and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available():
-        return F.linear(a.contiguous().to_mkldnn(), b.contiguous().to_mkldnn()).to_dense()
-    return a @ b.T
+def _steps(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))

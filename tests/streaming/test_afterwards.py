@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from pyuniversal import NotEnoughMemoryError, cli, pipeline
 from pyuniversal.streaming import make_plan
-from pyuniversal.streaming.afterwards import candidates_bytes, confirm_bytes, null_bytes, null_products, null_work
+from pyuniversal.streaming.afterwards import candidates_bytes, confirm_bytes, null_bytes, null_products, null_work, rotating_bytes, rotations_read
 from pyuniversal.streaming.layout import Shapes, SourceShape
 from pyuniversal.streaming.plan import SLACK
 
@@ -46,6 +46,21 @@ def test_the_null_by_hand():
     sample = next(n for n in (40, 20, 10, 5) if 2 * 12 * 10 * 10 * n * 100_000 <= 4e9)
     assert sample == 10
     assert null_products(Shapes(tuple(wide), "int8", "float32", "mlp.post", 100, 7)) == 2 * 12 * 1008 * 100_000
+
+
+@pytest.mark.parametrize(("room", "layers", "reads"), [(0, 1, 101), (1e9, 6, 18), (3e10, 100, 2), (5e10, 1, 0)])
+def test_rotations_by_hand(room, layers, reads):
+    """A quarter of the free memory is theirs where the products, of 40.8 GB, do not fit in it; else they are made layer by layer, and nothing is read twice."""
+    shapes = Shapes(tuple(SourceShape(name, 1, 1, layers=100, width=1000) for name in "ab"), "int8", "float32", "mlp.post", 100, 7)
+    layer = 4 * 1000 * (5 * 1000 + 4096)  # five rotations, and the rows that meet them
+    assert rotating_bytes(shapes, draws=5, room=room) == layers * layer + 5 * 8 * 1000**2 + 3 * 4 * 1000 * 4096
+    # The product of all with all, once for the neurons of b, and for those of a once for all of b's layers that are rotated together.
+    assert rotations_read(shapes, draws=5, room=room) == reads * 4 * 100_000**2
+
+
+def test_one_model_alone_is_not_rotated():
+    alone = Shapes((A,), "int8", "float32", "mlp.post", 100, 7)
+    assert (rotating_bytes(alone, draws=5, room=1e9), rotations_read(alone, draws=5, room=1e9)) == (0, 0)
 
 
 def test_the_peak_is_that_of_the_largest_stage():

@@ -19,7 +19,7 @@ from pyuniversal import NotEnoughMemoryError, pipeline, zoo
 from pyuniversal.streaming import make_plan
 from pyuniversal.streaming.layout import Shapes, SourceShape, layouts
 from pyuniversal.streaming.plan import LIMITED
-from pyuniversal.streaming.rates import Rates
+from pyuniversal.streaming.rates import STEADY, Rates
 
 MB = 1_000_000
 A = SourceShape("a", 1000, 800, layers=2, width=10, d_model=4)
@@ -77,9 +77,9 @@ def test_seconds_count_a_model_once_for_each_sweep(memory):
     both = shapes(A, B)
     work = make_plan([A, B], tokens=10**6, measure=False, chunk_tokens=100, batch_tokens=7).work
     layout = {layout.storage: layout for layout in layouts(both, memory=memory, cuda=False)}
-    rates = Rates(product=1e30, single=1e30, double=1e30, moved=1e30)
+    rates = Rates(product=1e30, single=1e30, rotation=1e30, moved=1e30)
     passing, swept = (rates.seconds(work, layout[name], chunks=10) for name in ("resident", "sweeps"))
-    once = work.forward_flops / rates.forward + work.elements * rates.element
+    once = STEADY * (work.forward_flops / rates.forward + work.elements * rates.element)
     assert swept - passing == pytest.approx(once * ((9 if memory == 0 else 2) / 2 - 1))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
 from pyuniversal import InputError, Totals
+from pyuniversal.streaming.afterwards import rotated_together
 from pyuniversal.totals import SourceInfo, pack
 from pyuniversal.universality import baseline, combine, matches, rotation
 
@@ -78,6 +81,32 @@ def test_against_rotated_activations(run, kind):
     for draw in range(3):
         np.testing.assert_allclose(found[0, 1][draw], best_rotated(x, y, (0, 2, 3), 5, source=1, kind=kind, draw=draw), rtol=1e-9)
         np.testing.assert_allclose(found[1, 0][draw], best_rotated(y, x, (1, 4), 4, source=0, kind=kind, draw=draw), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4096])
+def test_room_changes_only_how_often_products_are_read(run, rows, monkeypatch):
+    """All layers at once, two, or one by one, whatever parts the products are taken in."""
+    sides, totals = run
+    together = []
+
+    def spy(layers, width, **options):
+        together.append(rotated_together(layers, width, **options))
+        return together[-1]
+
+    module = importlib.import_module("pyuniversal.universality.baseline")  # the function has its name
+    monkeypatch.setattr("pyuniversal.streaming.afterwards.ROTATED_ROWS", rows)
+    monkeypatch.setattr(module, "ROTATED_ROWS", rows)
+    monkeypatch.setattr(module, "rotated_together", spy)
+    one = baseline(totals, draws=2, seed=3)
+    two = baseline(totals, draws=2, seed=3, room_bytes=2 * (2 * 5 + rows) * 5 * 8)
+    everything = baseline(totals, draws=2, seed=3, room_bytes=1e9)
+    assert together == [1, 1, 2, 2, 2, 3]
+    for pair in ((0, 1), (1, 0)):
+        for found in (two, everything):
+            torch.testing.assert_close(found[pair], one[pair], rtol=0, atol=0, equal_nan=True)
+    for draw in range(2):
+        np.testing.assert_allclose(one[0, 1][draw], best_rotated(*sides, (0, 2, 3), 5, source=1, kind="haar", draw=draw), rtol=1e-9)
+        np.testing.assert_allclose(one[1, 0][draw], best_rotated(*sides[::-1], (1, 4), 4, source=0, kind="haar", draw=draw), rtol=1e-9)
 
 
 def test_table_of_two_models(run):

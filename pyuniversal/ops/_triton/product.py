@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
+from ...float32 import tf32_products
 from ...kernels.product import described, product
 from .._op import Implementation
 from ..quantize import Packed, unpack
@@ -24,24 +22,13 @@ def _why_not(total: Tensor, x: Packed, y: Packed) -> str | None:
 
 def _run(total: Tensor, x: Packed, y: Packed) -> None:
     if x.precision in ("float32", "float64"):
-        with _full_float32():
+        with tf32_products(False):  # the mantissa they were asked for, whatever models run with
             total.addmm_(unpack(x).T, unpack(y))
         return
     left = _operand(x)
     right = left if y.data is x.data else _operand(y)
     with torch.cuda.device_of(total):
         product(total, left, right, x.scale.contiguous(), y.scale.contiguous())
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """The library's products with the mantissa they were asked for, whatever models run with."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _operand(packed: Packed) -> Tensor:
