@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow
 import torch
 
 from ..errors import InputError, NotEnoughMemoryError
@@ -298,8 +301,17 @@ def available_bytes(device: str, memory: int | None, *, processes: int = 1) -> f
 
 def _held() -> int:
     """Memory of this process that no file backs: what is mapped from files, such as libraries, the system takes back when it needs it."""
+    _give_back()
     found = psutil.Process().memory_info()
     return int(found.rss - getattr(found, "shared", 0))
+
+
+def _give_back() -> None:
+    """Return to the system what was freed and allocators keep: it is not held, but would count."""
+    pyarrow.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc
+    if trim is not None:
+        trim(0)
 
 
 def free_bytes(device: str) -> int:
