@@ -119,7 +119,7 @@ def _against_layers(totals: Totals, i: int, j: int, numbers: list[int]) -> Itera
             product = totals.products[j, number, i]
             y, x = sides(totals, (j, number, i))
             for part in _steps(totals.sources[i].columns, ROTATED_ROWS * len(numbers)):
-                copied = product.total[:, part].contiguous()
+                copied = product.total[:, part].clone()
                 for rows in _steps(copied.shape[1], ROTATED_ROWS):
                     of_i = slice(part.start + rows.start, part.start + rows.stop)
                     yield of_i, number, copied[:, rows].T, product.tokens, x.some(of_i), y
@@ -130,7 +130,7 @@ def _against_layers(totals: Totals, i: int, j: int, numbers: list[int]) -> Itera
         product = totals.products[i, layer, j]
         x, y = sides(totals, (i, layer, j))
         for rows in _steps(height, ROTATED_ROWS):
-            copied = product.total[rows, columns].contiguous()
+            copied = product.total[rows, columns].clone()
             of_i = slice(layer * height + rows.start, layer * height + rows.stop)
             for k, number in enumerate(numbers):
                 of_j = slice(number * width, (number + 1) * width)
