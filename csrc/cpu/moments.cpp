@@ -140,11 +140,12 @@ PYUNIVERSAL_INLINE void moments_of(const Sums& from, int64_t rows, int64_t width
     const double n = static_cast<double>(rows), inverse = 1 / n;
     for (int64_t i = 0; i < width; ++i) {
         const double shift = from.sum[i] * inverse, shift2 = shift * shift, sum2 = from.sum2[i], sum3 = from.sum3[i];
+        const bool constant = from.low[i] == from.high[i];  // exactly 0, which rounding might miss
         out[COUNT][i] = n;
-        out[MEAN][i] = static_cast<double>(from.centre[i]) + shift;
-        out[M2][i] = sum2 - n * shift2;
-        out[M3][i] = sum3 - 3 * shift * sum2 + 2 * n * shift2 * shift;
-        out[M4][i] = from.sum4[i] - 4 * shift * sum3 + 6 * shift2 * sum2 - 3 * n * shift2 * shift2;
+        out[MEAN][i] = constant ? static_cast<double>(from.low[i]) : static_cast<double>(from.centre[i]) + shift;
+        out[M2][i] = constant ? 0 : sum2 - n * shift2;
+        out[M3][i] = constant ? 0 : sum3 - 3 * shift * sum2 + 2 * n * shift2 * shift;
+        out[M4][i] = constant ? 0 : from.sum4[i] - 4 * shift * sum3 + 6 * shift2 * sum2 - 3 * n * shift2 * shift2;
         out[POSITIVE][i] = from.positive[i];
         out[MINIMUM][i] = static_cast<double>(from.low[i]);
         out[MAXIMUM][i] = static_cast<double>(from.high[i]);

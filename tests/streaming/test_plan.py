@@ -15,7 +15,7 @@ from crash import differences, left
 
 import pyuniversal
 from pyuniversal import NotEnoughMemoryError, pipeline, results, zoo
-from pyuniversal.streaming import make_plan
+from pyuniversal.streaming import available_bytes, make_plan
 from pyuniversal.streaming.layout import Shapes, SourceShape, layouts
 from pyuniversal.streaming.plan import SLACK
 from pyuniversal.streaming.rates import STEADY, Rates
@@ -65,7 +65,7 @@ def test_a_limit_leaves_room_for_what_the_plan_may_be_wrong_by():
     sources = [SourceShape(name, 10**6, 10**6, layers=4, width=2048, d_model=256) for name in "ab"]
     options = {"tokens": 10**6, "chunk_tokens": 4096, "loaded": True, "measure": False}
     needs = make_plan(sources, storage="resident", **options).layout.memory_bytes
-    held = memory.anonymous()
+    held = -available_bytes("cpu", 0)
     tight, wide = (make_plan(sources, memory=int(held + factor * needs), **options).layout.storage for factor in (1.08, 1.25))
     assert tight != "resident"
     assert wide == "resident"
