@@ -270,7 +270,7 @@ def test_a_single_step_of_float32(backend):
     np.testing.assert_allclose(state[0, 1:5, 0].cpu(), [1e6 + 0.000625, 0.0625**2 * 0.99, 0.0625**3 * 0.9702, 0.0625**4 * 0.960597], rtol=1e-9)
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 5, 6, 7, 333, 1004])
+@pytest.mark.parametrize("tokens", [1, 3, 7, 9, 10, 335, 1001, 1003])
 def test_constants_have_no_spread(backend, tokens):
     """Even where their sum overflows, or a mean by float32 would be another number."""
     largest = torch.finfo(torch.float32).max
