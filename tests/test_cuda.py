@@ -102,3 +102,24 @@ def test_tf32_changes_r_by_less_than_the_rounding_of_int8(both, tmp_path):
     best, tf32 = (r.matches[r.matches["rank"] == 0].set_index(["model", "layer", "neuron", "other"])["r"] for r in (both["cuda"], run))
     stderr = both["cuda"].matches.query("rank == 0")["stderr"].median()
     assert (best - tf32).abs().median() < stderr
+
+
+def test_the_host_waits_for_nothing_but_the_check_for_nan(tmp_path, monkeypatch):
+    from pyuniversal.streaming import one_pass
+
+    def forbidden(function):
+        def run(*arguments, **options):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return function(*arguments, **options)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return run
+
+    for name in ("make_chunk", "_see", "_add"):
+        monkeypatch.setattr(one_pass, name, forbidden(getattr(one_pass, name)))
+    models = [pyuniversal.load_model(path, device="cuda") for path in zoo.models()[:2]]
+    totals = pyuniversal.observe(models, pyuniversal.load_tokens(zoo.tokens()), max_tokens=20_000, chunk_tokens=4096, device="cuda", progress=False)
+    assert totals.complete
+    assert totals.n_chunks == 5

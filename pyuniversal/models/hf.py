@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,9 +36,11 @@ class HFModel(Model):
 
     def _run(self, tokens: Tensor, *, logits: bool) -> Tensor | None:
         if logits:
-            result: Tensor = self.module(input_ids=tokens, use_cache=False).logits
+            with _unpacked():
+                result: Tensor = self.module(input_ids=tokens, use_cache=False).logits
             return result
-        self._base(input_ids=tokens, use_cache=False)
+        with _unpacked():
+            self._base(input_ids=tokens, use_cache=False)
         return None
 
     def _mlp(self, layer: int) -> Any:
@@ -63,6 +67,22 @@ class HFModel(Model):
         w_u, b_u = _projection(module.get_output_embeddings())
         norm = getattr(self._base, self._architecture.final_norm)
         return RawEnds(module.get_input_embeddings().weight.detach(), w_u, b_u, *norm_weights(norm))
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """Every row is one sequence. At each forward transformers asks the positions whether it is, and waits for a GPU to come to the answer: here it is known."""
+    from transformers import masking_utils
+
+    asks: Any = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if asks is None:  # versions that do not ask
+        yield
+        return
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = asks
 
 
 def find_architecture(config: Any, source: str) -> Architecture:

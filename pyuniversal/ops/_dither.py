@@ -9,6 +9,8 @@ Keys are int32 tensors that hold 32 unsigned bits: torch has no unsigned arithme
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -31,21 +33,23 @@ def _to_int32(value: Tensor) -> Tensor:
     return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
 
 
-def _scalar(value: int) -> Tensor:
-    return lowbias32(_to_int32(torch.tensor([value & 0xFFFFFFFF], dtype=torch.int64)))
+@lru_cache(maxsize=64)
+def _scalar(value: int) -> int:
+    """A mixed number that keys of any device are added to: a tensor would have to be sent there."""
+    return int(lowbias32(_to_int32(torch.tensor(value & 0xFFFFFFFF, dtype=torch.int64))))
 
 
-def neuron_keys(seed: int, source: int, neurons: int) -> Tensor:
+def neuron_keys(seed: int, source: int, neurons: int, *, device: torch.device | str = "cpu") -> Tensor:
     """Keys of the columns of one source: int32 [neurons]. `source` is its place in the run, so that two sources never share a dither."""
     if not 0 <= source < 1024 or neurons > NEURONS_PER_SOURCE:
         raise ValueError(f"source {source} with {neurons} columns: at most 1,024 sources of {NEURONS_PER_SOURCE:,} columns have keys of their own")
-    columns = torch.arange(neurons, dtype=torch.int64) + source * NEURONS_PER_SOURCE
+    columns = torch.arange(neurons, dtype=torch.int64, device=device) + source * NEURONS_PER_SOURCE
     return lowbias32(lowbias32(_to_int32(columns)) + _scalar(2 * seed + 1))
 
 
 def token_keys(seed: int, tokens: Tensor) -> Tensor:
     """Keys of tokens: int32 [tokens], from their global index row * row_tokens + position (int64 [tokens])."""
-    return lowbias32(lowbias32(_to_int32(tokens)) + _scalar(2 * seed).to(tokens.device))
+    return lowbias32(lowbias32(_to_int32(tokens)) + _scalar(2 * seed))
 
 
 def dither(token_key: Tensor, neuron_key: Tensor) -> Tensor:

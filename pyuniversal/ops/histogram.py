@@ -29,7 +29,8 @@ def check(counts: Tensor, x: Tensor, edges: Tensor) -> None:
         f"counts must be contiguous int64 {shape}, not {describe(counts)}",
     )
     require_device("histogram_", x.device, counts=counts, edges=edges)
-    require(bool((edges[1:] > edges[:-1]).all()), "histogram_", "edges must increase")
+    if edges.is_cpu:  # only where looking costs no wait for the GPU
+        require(bool((edges[1:] > edges[:-1]).all()), "histogram_", "edges must increase")
 
 
 def reference(counts: Tensor, x: Tensor, edges: Tensor) -> None:

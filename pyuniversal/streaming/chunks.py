@@ -85,8 +85,13 @@ def make_chunk(tokens: Tokens, rows: np.ndarray, *, batch_tokens: int, device: t
     for start in range(0, len(rows), per_batch):
         some = slice(start, start + per_batch)
         longest = int(lengths[some].max())
-        batches.append(Batch(rows[some], ids[some, :longest].to(device), place[some, :longest].flatten().to(device)))
-    return Chunk(batches, (ends[0], ends[1], ends[2]), keys.to(device))
+        batches.append(Batch(rows[some], _sent(ids[some, :longest], device), _sent(place[some, :longest].flatten(), device)))
+    return Chunk(batches, (ends[0], ends[1], ends[2]), _sent(keys, device))
+
+
+def _sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on the device, which gets there when it has done what it was given before: the host does not wait, as it would if the memory were not pinned."""
+    return x.contiguous().pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
 def gather(source: Source, chunk: Chunk, buffers: dict[str, Tensor] | None = None, *, sites: Collection[str] | None = None) -> dict[str, Tensor]:

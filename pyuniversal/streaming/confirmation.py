@@ -22,7 +22,8 @@ from ..tokens import Tokens
 from ..totals import Confirmation, Moments
 from ..totals.confirmation import LEDGER
 from .chunks import Chunk, gather, make_chunk
-from .one_pass import _info, _refuse_nonfinite
+from .nonfinite import refuse_nonfinite
+from .one_pass import _info
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def _add(state: Confirmation, batch: int, sources: Sequence[Source], chunk: Chun
         x = gather(source, chunk, buffers[i], sites={source.site})[source.site][: chunk.ends[0]]  # [tokens, columns]
         moments = Moments(x.shape[1], device=x.device)
         moments.update(x)
-        _refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
+        refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
         state.moments[i].add(batch, moments)
         seen.append(x)
     for (i, j), pair in state.pairs.items():

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ActivationError, InputError
+from ..errors import InputError
 from ..ops import Packed
 from ..ops.product import MAX_TOKENS
 from ..sources import ModelSite, Source
 from ..tokens import Tokens
-from ..totals import SETS, Histogram, Key, Moments, SourceInfo, Totals, first_bad, pack
+from ..totals import SETS, Histogram, Key, Moments, SourceInfo, Totals, pack
 from .checkpoints import Checkpoints
-from .chunks import Chunk, choose_rows, gather, make_chunk, row_of
+from .chunks import Chunk, choose_rows, gather, make_chunk
+from .nonfinite import Finiteness, refuse_nonfinite
 from .parts import begin, finish, folder_of
 from .ranks import Held, Ranks
 
@@ -114,7 +115,8 @@ def observe(
         for group in groups:
             for number in sorted(group.missing()):
                 chunk = make_chunk(tokens, pieces[number], batch_tokens=batch_tokens, device=device)
-                seen = _see(group, sources, number, chunk, tokens, buffers)
+                seen = _see(group, sources, number, chunk, buffers)
+                _refuse(seen, sources, chunk, tokens, buffers)
                 with saver.unsafe():
                     _add(group, number, seen, settle=storage == "disk")
                 ends = chunk.ends
@@ -176,14 +178,19 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one chunk says of one source: its operand of the products (None where there is nothing to correlate) and, the first time, its moments."""
+    """What one chunk says of one source: its operand of the products (None where there is nothing to correlate), moments and, the first time, the rest.
+
+    finite: whether the moments are.
+    """
 
     packed: Packed | None
-    observed: tuple[Moments, Moments, Histogram] | None
+    site: Moments
+    pre: tuple[Moments, Histogram] | None
+    finite: Finiteness
 
 
-def _see(group: _Group, sources: Sequence[Source], number: int, chunk: Chunk, tokens: Tokens, buffers: dict[str, Tensor]) -> dict[int, _Seen]:
-    """Run the sources of a group over a chunk; touches no total, so that an error leaves them whole."""
+def _see(group: _Group, sources: Sequence[Source], number: int, chunk: Chunk, buffers: dict[str, Tensor]) -> dict[int, _Seen]:
+    """Run the sources of a group over a chunk; touches no total, so that an error leaves them whole. A GPU is given work and waited for nowhere."""
     totals = group.totals
     correlated = {i for key in group.open(number) for i in (key[0], key[2])} if chunk.ends[0] else set()
     seen = {}
@@ -194,33 +201,45 @@ def _see(group: _Group, sources: Sequence[Source], number: int, chunk: Chunk, to
         x = gather(source, chunk, buffers, sites={source.site, "mlp.pre"} if new else {source.site})
         site = Moments(totals.sources[i].columns, sets=SETS, device=totals.device)
         site.update(x[source.site], chunk.ends)
-        _refuse_nonfinite(site, x[source.site], source, source.site, chunk, tokens)
+        pre = _of_pre(x["mlp.pre"], totals.histogram[i].edges) if new else None
+        finite = Finiteness([site] if pre is None else [site, pre[0]])  # asked before the operand is made, which a GPU does while it is answered
         packed = None
         if i in correlated:
             extremes = (site.field("minimum", "r"), site.field("maximum", "r"))
             r = x[source.site][: chunk.ends[0]]
             packed = pack(r, totals.centre[i], chunk.keys, source=i, seed=totals.seed, precision=totals.precision, extremes=extremes)
-        seen[i] = _Seen(packed, (site, *_of_pre(x["mlp.pre"], source, chunk, tokens)) if new else None)
+        seen[i] = _Seen(packed, site, pre, finite)
         del x  # before the next source makes its own
     return seen
 
 
-def _of_pre(x: Tensor, source: Source, chunk: Chunk, tokens: Tokens) -> tuple[Moments, Histogram]:
+def _of_pre(x: Tensor, edges: Tensor) -> tuple[Moments, Histogram]:
     """Moments and histogram of the pre-activations of a chunk, [tokens, columns]."""
     moments = Moments(x.shape[1], device=x.device)
     moments.update(x)
-    _refuse_nonfinite(moments, x, source, "mlp.pre", chunk, tokens)
-    histogram = Histogram(x.shape[1], device=x.device)
+    histogram = Histogram(x.shape[1], edges=edges, device=x.device)
     histogram.update(x)
     return moments, histogram
+
+
+def _refuse(seen: dict[int, _Seen], sources: Sequence[Source], chunk: Chunk, tokens: Tokens, buffers: dict[str, Tensor]) -> None:
+    """Raise `ActivationError` if a source yielded NaN or Inf; it runs once more then, to show where."""
+    for i, one in seen.items():
+        if one.finite.known():
+            continue
+        source = sources[i]
+        x = gather(source, chunk, buffers)
+        refuse_nonfinite(one.site, x[source.site], source, source.site, chunk, tokens)
+        if one.pre is not None:
+            refuse_nonfinite(one.pre[0], x["mlp.pre"], source, "mlp.pre", chunk, tokens)
 
 
 def _add(group: _Group, number: int, seen: dict[int, _Seen], *, settle: bool) -> None:
     """Add a chunk to the totals; `settle` writes each product before the next one is read."""
     totals = group.totals
     for i, one in seen.items():
-        if one.observed is not None:
-            totals.observe(i, number, *one.observed)
+        if one.pre is not None:
+            totals.observe(i, number, one.site, *one.pre)
     left: tuple[tuple[int, int], Packed] | None = None  # the operand of a layer serves its product with every other source
     for key in group.open(number):
         i, layer, j = key
@@ -236,22 +255,6 @@ def _add(group: _Group, number: int, seen: dict[int, _Seen], *, settle: bool) ->
             totals.settle([key])
 
 
-def _refuse_nonfinite(moments: Moments, x: Tensor, source: Source, site: str, chunk: Chunk, tokens: Tokens) -> None:
-    """Raise `ActivationError` for the first NaN or Inf of a chunk; looks for it only where the moments say that there is one."""
-    bad = ~torch.isfinite(moments.field("M2", moments.sets[-1]))
-    if not bad.any():
-        return
-    column = int(bad.nonzero()[0])
-    values = x[:, column]
-    place = first_bad(values)
-    layer, neuron = source.layers[column // source.width], column % source.width
-    row, position = row_of(chunk, place)
-    raise ActivationError(
-        f"{source.name}: {site} of L{layer}.{neuron} is {values[place].item()} at row {row} (document {tokens.documents[row]}), position {position}; "
-        f"{int(bad.sum())} neurons are affected. Run the model in a wider dtype (--dtype float32), leave the layer out with --layers, or repair its weights."
-    )
-
-
 def _pilot(source: Source, tokens: Tokens, rows: np.ndarray, *, seed: int, rows_per_chunk: int, batch_tokens: int, device: torch.device | str) -> Tensor:
     """float32 [columns]: mean over r in a seeded sample of the run's rows. Any fixed centre keeps the products exact; this one keeps the operands small."""
     sample = np.random.default_rng([seed, 1]).choice(rows, size=min(PILOT_ROWS, len(rows)), replace=False)
@@ -260,7 +263,7 @@ def _pilot(source: Source, tokens: Tokens, rows: np.ndarray, *, seed: int, rows_
         chunk = make_chunk(tokens, sample[start : start + rows_per_chunk], batch_tokens=batch_tokens, device=device)
         x = gather(source, chunk, sites={source.site})[source.site][: chunk.ends[0]]
         moments.update(x)
-        _refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
+        refuse_nonfinite(moments, x, source, source.site, chunk, tokens)
         del x  # before the next one
     return moments.mean().nan_to_num(0.0).float()
 

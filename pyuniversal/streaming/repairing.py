@@ -21,7 +21,7 @@ from ..sources import Source
 from ..tokens import Tokens
 from ..totals import Moments, Product, pack
 from .chunks import Chunk, gather, make_chunk
-from .one_pass import _refuse_nonfinite
+from .nonfinite import refuse_nonfinite
 from .pairing import Ints, cut, pair_rows, spans
 
 
@@ -206,7 +206,7 @@ class _Seen:
         if not torch.isfinite(moments.field("M2")).all():
             whole = Moments(site.shape[1], device=site.device)
             whole.update(site)
-            _refuse_nonfinite(whole, site, self.source, self.source.site, self.chunk, self.tokens)
+            refuse_nonfinite(whole, site, self.source, self.source.site, self.chunk, self.tokens)
         extremes = (moments.field("minimum"), moments.field("maximum"))
         centre = self.centre if chosen is None else self.centre[self.chosen]
         return pack(x, centre, self.chunk.keys[places], source=self.number, extremes=extremes, **self.options), moments

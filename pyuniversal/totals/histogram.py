@@ -20,9 +20,14 @@ class Histogram:
         neurons: number of columns.
         edges: float32 [edges], increasing; bin i is (edges[i-1], edges[i]], the first and last bins are open.
         device: that of the activations.
+
+    Raises:
+        InputError: the edges do not increase; of those that are on a GPU already that is not asked.
     """
 
     def __init__(self, neurons: int, *, edges: Tensor = PAPER_EDGES, device: torch.device | str = "cpu") -> None:
+        if edges.is_cpu and not (edges.diff() > 0).all():
+            raise InputError("the edges of a histogram must increase")
         self.edges = edges.to(device)
         self.counts = torch.zeros(neurons, len(edges) + 1, dtype=torch.int64, device=device)  # [neurons, bins]
 
@@ -41,7 +46,8 @@ class Histogram:
         Raises:
             InputError: it has other neurons or edges.
         """
-        if other.counts.shape != self.counts.shape or not torch.equal(other.edges.cpu(), self.edges.cpu()):
+        same = other.edges is self.edges or torch.equal(other.edges.cpu(), self.edges.cpu())  # a GPU is not waited for where they are the very same
+        if other.counts.shape != self.counts.shape or not same:
             raise InputError("cannot merge histograms of different neurons or edges")
         self.counts += other.counts.to(self.counts.device)
 

@@ -32,7 +32,7 @@ def pack(x: Tensor, centre: Tensor, tokens: Tensor, *, source: int, seed: int, p
         absmax = absmax_about(centre, low, high)
     else:
         absmax = torch.zeros_like(centre)
-    return quantize(x, centre, absmax, token_keys(seed, tokens), neuron_keys(seed, source, x.shape[1]).to(x.device), precision=precision)
+    return quantize(x, centre, absmax, token_keys(seed, tokens), neuron_keys(seed, source, x.shape[1], device=x.device), precision=precision)
 
 
 # Libraries round a product otherwise where its total begins elsewhere in a cache line, as one does that is mapped from a file; int8 sums are exact before that.

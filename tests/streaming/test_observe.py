@@ -199,36 +199,50 @@ def test_max_tokens_takes_whole_rows_and_no_more(tokens):
 
 
 class Poisoned(ModelSite):
-    """A source whose neuron 7 of its second layer is `value` wherever one token id occurs."""
+    """A source whose neuron 7 of its second layer is `value` at one site wherever one token id occurs."""
 
-    def __init__(self, model, token: int, value: float) -> None:
+    def __init__(self, model, token: int, value: float, at: str = "mlp.post") -> None:
         super().__init__(model)
-        self.token, self.value = token, value
+        self.token, self.value, self.at = token, value, at
 
     def activations(self, ids):
         found = {site: [x.clone() for x in layers] for site, layers in super().activations(ids).items()}
-        found["mlp.post"][1][..., 7][ids == self.token] = self.value
+        found[self.at][1][..., 7][ids == self.token] = self.value
         return found
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_nonfinite_activations_name_the_place_and_keep_what_was_done(folders, tokens, tmp_path, monkeypatch, value):
+@pytest.mark.parametrize(("value", "at"), [(float("nan"), "mlp.post"), (float("inf"), "mlp.post"), (float("-inf"), "mlp.post"), (float("nan"), "mlp.pre")])
+def test_nonfinite_activations_name_the_place_and_keep_what_was_done(folders, tokens, tmp_path, monkeypatch, value, at):
     # A token that neither the pilot nor the first two chunks meet, so that these go through.
     monkeypatch.setattr("pyuniversal.streaming.one_pass.PILOT_ROWS", 4)
     rows = chunks.choose_rows(tokens, max_tokens=None, seed=0)
     pilot = np.random.default_rng([0, 1]).choice(rows, size=4, replace=False)
     met = set(np.unique(tokens.ids[np.concatenate([pilot, rows[:8]])]))
     token = next(t for t in np.unique(tokens.ids[rows[8:]]) if t not in met)
-    sources = [ModelSite(load_model(folders[0])), Poisoned(load_model(folders[1]), int(token), value)]
+    sources = [Poisoned(load_model(folders[0]), int(token), value, at), ModelSite(load_model(folders[1]))]
     with pytest.raises(ActivationError, match=r"Run the model in a wider dtype \(--dtype float32\), leave the layer out with --layers") as caught:
         observe(sources, tokens, out=tmp_path, chunk_tokens=128, progress=False)
     message = str(caught.value)
-    assert message.startswith(f"b: mlp.post of L1.7 is {value} at row ")
+    assert message.startswith(f"a: {at} of L1.7 is {value} at row ")
     assert "; 1 neurons are affected." in message
     row, document, position = (int(message.split(word)[1].split(end)[0]) for word, end in (("row ", " "), ("document ", ")"), ("position ", ";")))
     assert tokens.ids[row, position] == token
     assert tokens.documents[row] == document
-    assert len(Totals.load(tmp_path).chunks) >= 2
+    kept = Totals.load(tmp_path)
+    assert len(kept.chunks) >= 2
+    whole = observe(sites(folders[:2]), tokens, chunk_tokens=128, progress=False, shard=(0, kept.n_chunks))  # its first chunk
+    assert all(torch.isfinite(product.total).all() for product in kept.products.values())
+    assert kept.tokens > whole.tokens > 0
+
+
+def test_a_nan_that_does_not_come_again_is_still_named(folders, tokens):
+    class Once(Poisoned):
+        def activations(self, ids):
+            self.calls = getattr(self, "calls", 0) + 1  # 64 rows are the pilot's
+            return super().activations(ids) if self.calls == 70 else ModelSite.activations(self, ids)
+
+    with pytest.raises(ActivationError, match=r"a: mlp.post of L1.7 is -?\d.* at row \d+"):
+        observe([Once(load_model(folders[0]), tokens.bos, float("nan"))], tokens, chunk_tokens=128, batch_tokens=32, progress=False)
 
 
 def test_dead_neurons_pass_through(folders, tokens):

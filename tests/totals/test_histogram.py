@@ -99,3 +99,8 @@ def test_strangers_are_refused():
 
 def test_the_example_is_true():
     assert doctest.testmod(histogram, extraglobs={"torch": torch}) == (0, 5)
+
+
+def test_edges_that_do_not_increase_are_refused_before_anything_is_counted():
+    with pytest.raises(InputError, match="the edges of a histogram must increase"):
+        Histogram(2, edges=torch.tensor([0.0, 1.0, 1.0]))
