@@ -14,6 +14,9 @@ DRAWS, DECILES, PER_STRATUM = 3, 10, 40  # of the null, as `universality.nulls` 
 BATCHES_HELD, OF_PAIRING = 2, 1.5
 ROTATED_ROWS = 4_096  # of a product that are rotated at once
 ROTATED_SHARE = 0.25  # of the free memory, for rotations of products that do not fit in it
+# On a GPU the summary of a product takes, for each of its numbers, 1 byte for the largest r of groups and 1/4 + 1/8 for sums; for each partner that is kept of
+# a neuron of either side, at both ends, 32 for values, places and their sorted copies.
+SUMMARY_BYTES, PARTNER_BYTES = 1.375, 64
 PAIRING_TOKENS = 2_048  # whose activations of all sources `confirm_pass` holds
 
 
@@ -111,6 +114,17 @@ def rotating_bytes(shapes: Shapes, *, draws: int, room: float) -> float:
         at_work = 3 * ROTATED_ROWS * source.width * shapes.cell_bytes
         needs.append(layers * _rotated_bytes(source.width, draws, shapes.cell_bytes) + making + at_work)
     return float(max(needs))
+
+
+def visiting_bytes(shapes: Shapes, *, top_k: int, draws: int, room: float) -> float:
+    """Of the table stage on a GPU with `room` free bytes, which products visit one by one: the largest and its summary, or the baseline; 0 for one source."""
+    if len(shapes.sources) < 2:
+        return 0.0
+    summaries = []
+    for i, layer, j in ((i, layer, j) for i, layer, j in shapes.product_keys() if i != j):
+        product, neurons = shapes.block_bytes((i, layer, j)), shapes.sources[i].width + shapes.sources[j].columns
+        summaries.append(product * (1 + SUMMARY_BYTES / shapes.cell_bytes) + PARTNER_BYTES * top_k * neurons)
+    return max(*summaries, rotating_bytes(shapes, draws=draws, room=room))
 
 
 def rotations_read(shapes: Shapes, *, draws: int, room: float) -> float:

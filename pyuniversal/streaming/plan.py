@@ -16,7 +16,7 @@ import pyarrow
 import torch
 
 from ..errors import InputError, NotEnoughMemoryError
-from .afterwards import DRAWS, candidates_bytes, confirm_bytes, null_bytes, rotating_bytes, rotations_read, sampled, sums_bytes
+from .afterwards import DRAWS, candidates_bytes, confirm_bytes, null_bytes, rotating_bytes, rotations_read, sampled, sums_bytes, visiting_bytes
 from .confirmation import BATCHES, CANDIDATES, STEPS
 from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts, size
 from .rates import ROTATION, Rates, measure_rates
@@ -63,7 +63,8 @@ class Plan:
     Attributes:
         shapes, device, work: what will be done, and where.
         weights_bytes: of the models, where they are not in memory yet.
-        table_bytes: what the table stage takes; the products are mapped from their files then.
+        table_bytes: what the table stage takes of the host's memory; the products are mapped from their files then.
+        visiting_bytes: what it takes of a GPU, which the products visit; 0 on a CPU.
         later_bytes: what models that run again after the pass take: "candidates" (0 without --dense-tokens), "confirm", "nulls" (which go in parts where they
             do not fit at once, and are left out, 0, where those do not either).
         layout: where the products live during the pass.
@@ -78,6 +79,7 @@ class Plan:
     work: Work
     weights_bytes: float
     table_bytes: float
+    visiting_bytes: float
     later_bytes: dict[str, float]
     layout: Layout
     available_bytes: float
@@ -93,7 +95,8 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         """Predicted peak: the largest of the pass and the stages after it, and the models."""
-        return self.weights_bytes + SLACK * max(self.layout.memory_bytes, *self.later_bytes.values(), self.table_bytes if self.device == "cpu" else 0.0)
+        tables = self.table_bytes if self.device == "cpu" else self.visiting_bytes
+        return self.weights_bytes + SLACK * max(self.layout.memory_bytes, *self.later_bytes.values(), tables)
 
     @property
     def fits(self) -> bool:
@@ -116,6 +119,7 @@ class Plan:
             "chunk_bytes": self.shapes.chunk_bytes(),
             **{f"{name}_bytes": needs for name, needs in self.later_bytes.items()},
             "table_bytes": self.table_bytes,
+            "visiting_bytes": self.visiting_bytes,
             "memory_bytes": self.memory_bytes,
             "available_bytes": self.available_bytes,
             "disk_bytes": self.layout.disk_bytes,
@@ -226,8 +230,12 @@ def make_plan(
     fitting = [layout for layout in found if lacks[layout.storage] is None]
     chosen = min(fitting or found[:1], key=lambda layout: rates.seconds(work, layout, chunks=chunks))
     later = {"candidates": candidates_bytes(shapes) if dense_tokens is not None else 0.0, "confirm": confirm_bytes(shapes)}
-    table = _table_bytes(shapes, baseline_draws=baseline_draws, top_k=top_k, refined=dense_tokens is not None, room=room["memory"])
-    for needs, free_bytes, what in ((table, host if cuda else room["memory"], "tables"), *((n, room["memory"], words) for words, n in later.items())):
+    table = _table_bytes(shapes, top_k=top_k, refined=dense_tokens is not None)
+    visiting = visiting_bytes(shapes, top_k=top_k, draws=baseline_draws, room=room["memory"]) if cuda else 0.0
+    if not cuda:
+        table += rotating_bytes(shapes, draws=baseline_draws, room=room["memory"])
+    stages = [(table, host if cuda else room["memory"], "tables"), *((n, room["memory"], words) for words, n in (later | {"tables": visiting}).items())]
+    for needs, free_bytes, what in stages:
         if fitting and needs > free_bytes:
             fitting, lacks = [], {"anywhere": f"{size(needs)} of memory for the {LATER.get(what, what)} ({size(max(free_bytes, 0))} free)"}
     return Plan(
@@ -236,6 +244,7 @@ def make_plan(
         work=work,
         weights_bytes=weights,
         table_bytes=table,
+        visiting_bytes=visiting,
         later_bytes=later | {"nulls": null_bytes(shapes, room["memory"])},
         layout=chosen,
         available_bytes=free + weights,
@@ -273,15 +282,14 @@ def work_of(shapes: Shapes, tokens: int, *, draws: int, top_k: int, null_tokens:
     )
 
 
-def _table_bytes(shapes: Shapes, *, baseline_draws: int, top_k: int, refined: bool, room: float) -> float:
-    """Of the tables: partners of all ordered pairs as tensors and as a table, the rotations at work, sums of confirmation (and candidates)."""
+def _table_bytes(shapes: Shapes, *, top_k: int, refined: bool) -> float:
+    """Of the tables: partners of all ordered pairs as tensors and as a table, sums of confirmation (and candidates); not the rotations at work."""
     sources = shapes.sources
     ordered = [(a, b) for a in sources for b in sources if a is not b]
     # Partners: 24 bytes in tensors, 34 in the table, and the table once more when its parts are joined; a few columns a neuron.
     partners = sum(a.columns * min(top_k, b.columns) * (24 + 2 * 34) for a, b in ordered) + 2_000 * sum(s.columns for s in sources)
-    rotating = rotating_bytes(shapes, draws=baseline_draws, room=room)
     sums = sums_bytes(shapes, candidates=1, batches=BATCHES) + (sums_bytes(shapes, candidates=CANDIDATES, batches=STEPS) if refined else 0.0) if ordered else 0
-    return float(partners + rotating + sums + STATE_OF_TABLE * sum(s.columns for s in sources))
+    return float(partners + sums + STATE_OF_TABLE * sum(s.columns for s in sources))
 
 
 STATE_OF_TABLE = 2 * 257 * 8  # histograms are read whole

@@ -6,11 +6,21 @@ import os
 
 import memory
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pyuniversal import NotEnoughMemoryError, cli, pipeline
 from pyuniversal.streaming import make_plan
-from pyuniversal.streaming.afterwards import candidates_bytes, confirm_bytes, null_bytes, null_products, null_work, rotating_bytes, rotations_read
+from pyuniversal.streaming.afterwards import (
+    candidates_bytes,
+    confirm_bytes,
+    null_bytes,
+    null_products,
+    null_work,
+    rotating_bytes,
+    rotations_read,
+    visiting_bytes,
+)
 from pyuniversal.streaming.layout import Shapes, SourceShape
 from pyuniversal.streaming.plan import SLACK
 
@@ -58,9 +68,47 @@ def test_rotations_by_hand(room, layers, reads):
     assert rotations_read(shapes, draws=5, room=room) == reads * 4 * 100_000**2
 
 
+def test_tables_that_a_gpu_has_no_room_for(monkeypatch):
+    # Short chunks and few products at a time: the pass takes less of the GPU than the rotations of the tables.
+    free = {"cuda": 1e9}
+    monkeypatch.setattr("pyuniversal.streaming.plan.available_bytes", lambda device, *_, **__: free[device])
+    sources = [SourceShape(name, 10**6, 10**6, layers=2, width=4000, d_model=64) for name in "ab"]
+    options = {"tokens": 10**6, "chunk_tokens": 512, "batch_tokens": 256, "loaded": True, "measure": False, "device": "cuda", "baseline_draws": 3}
+    plan = make_plan(sources, **options)
+    rotating = rotating_bytes(plan.shapes, draws=3, room=1e9 / SLACK)
+    assert plan.memory_bytes == SLACK * plan.visiting_bytes == SLACK * rotating > SLACK * plan.layout.memory_bytes
+    assert plan.table_bytes < plan.visiting_bytes == plan.as_dict()["visiting_bytes"]
+    free["cuda"] = SLACK * rotating - 1
+    with pytest.raises(NotEnoughMemoryError, match=r"Needed with products anywhere: 1\.\d GB of memory for the tables \(\d+\.\d \wB free\)"):
+        make_plan(sources, **options).refuse()
+
+
 def test_one_model_alone_is_not_rotated():
     alone = Shapes((A,), "int8", "float32", "mlp.post", 100, 7)
-    assert (rotating_bytes(alone, draws=5, room=1e9), rotations_read(alone, draws=5, room=1e9)) == (0, 0)
+    assert (rotating_bytes(alone, draws=5, room=1e9), rotations_read(alone, draws=5, room=1e9), visiting_bytes(alone, top_k=5, draws=5, room=1e9)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", torch.float32), ("float64", torch.float64)])
+@pytest.mark.parametrize(("layers", "width"), [(12, 3072), (24, 4096)])
+def test_the_summary_on_a_gpu_takes_what_its_kernels_are_given(monkeypatch, layers, width, precision, dtype):
+    kernels = pytest.importorskip("pyuniversal.kernels.summarize_correlation")
+    given: dict[int, torch.Tensor] = {}
+
+    class Recorded:
+        def __getitem__(self, _):
+            return lambda *arguments, **_: given.update({id(a): a for a in arguments if isinstance(a, torch.Tensor)})
+
+    for name in ("_tiles", "_choose", "_pick"):
+        monkeypatch.setattr(kernels, name, Recorded())
+    columns, k = layers * width, 50
+    total = torch.empty(width, columns, dtype=dtype, device="meta")
+    x, y = (torch.empty(3, n, dtype=torch.float64, device="meta") for n in total.shape)
+    sides = kernels.summarize(total, 10**6, x, y, tile=kernels.TILE)
+    lists = [kernels.best(side, given_total, 10**6, *ends, k) for side, given_total, ends in zip(sides, (total, total.T), ((x, y), (y, x)), strict=True)]
+    taken = sum(t.nbytes for t in given.values() if t.shape not in (total.shape, total.T.shape)) + sum(part.nbytes for side in lists for part in side)
+    shapes = Shapes(tuple(SourceShape(name, 1, 1, layers=layers, width=width) for name in "ab"), precision, "float32", "mlp.post", 1024, 7)
+    assert visiting_bytes(shapes, top_k=k, draws=1, room=1e12) == pytest.approx(total.nbytes + taken, rel=0.05)
+    assert visiting_bytes(shapes, top_k=k, draws=100, room=1e12) == rotating_bytes(shapes, draws=100, room=1e12)
 
 
 def test_the_peak_is_that_of_the_largest_stage():
