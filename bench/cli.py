@@ -28,7 +28,7 @@ CASES: dict[str, str] = {
     "run": "run",
 }
 BY_NAME_ONLY = ("run",)  # it takes long
-ALONE = ("profile", "plan", "forward", "scale")  # no contenders and rows of their own kind, or none; by name only
+ALONE = ("profile", "loop", "plan", "forward", "scale")  # no contenders and rows of their own kind, or none; by name only
 
 
 class CaseName(click.ParamType):
@@ -53,6 +53,7 @@ Examples:
   python -m bench product_ --backend cuda --repeats 20
   python -m bench run --tokens 65_536                     the whole line at the shape of GPT2-small, beside the study's way
   python -m bench profile --tokens 100k                   where the time of a run on the embedded models goes
+  python -m bench loop                                    what a GPU does during a pass, and who waits
   python -m bench plan                                    how long runs take beside what their plans say
   python -m bench forward                                 forward passes by dtype: speed, and what they change in r
   python -m bench scale                                   predicted times on 1, 8 and 64 H100s""",
@@ -62,7 +63,7 @@ Examples:
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="cpu or cuda; auto follows the backend, else cuda where there is one.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch and of the compiled ops; by default what torch takes.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Samples of every contender; by default what the case deems enough.")
-@click.option("--tokens", type=Count(), help="Of run (65,536) and profile (100,000).")
+@click.option("--tokens", type=Count(), help="Of run (65,536), profile (100,000) and loop (98,304).")
 @click.option("--opponent-tokens", type=Count(), default=12_288, show_default=True, help="On how many of them run times its opponents.")
 @click.option("--quick", is_flag=True, help="Small shapes and few repeats: shows that it works, measures nothing.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Append the rows to a file.")
@@ -82,7 +83,7 @@ def main(
     """Check implementations against float64, time them beside the naive ways in the same process, write one row for each.
 
     CASE is an op (moments_, histogram_, dyadic_histogram_, token_sums_, pair_sums_, logit_stats, quantize, product_, summarize_correlation), correlate, run,
-    profile, plan, forward or scale; all but the last five by default. A contender that computes something wrong ends the bench: it gets no row.
+    profile, loop, plan, forward or scale; all but the last six by default. A contender that computes something wrong ends the bench: it gets no row.
     """
     import torch
 

@@ -45,9 +45,10 @@ step tests 240 env PYTHONSAFEPATH=1 "$python" -m pytest -p no:cacheprovider -W d
 step ops 150 "${bench[@]}" product_ moments_ quantize summarize_correlation correlate
 step rest 60 "${bench[@]}" pair_sums_ histogram_ dyadic_histogram_ token_sums_ logit_stats
 step forward 60 "${bench[@]}" forward
+step loop 60 "${bench[@]}" loop
 step run 150 "${bench[@]}" run
 step plan 60 "${bench[@]}" plan
-for name in ops rest forward run plan; do # the tables that they drew
+for name in ops rest forward loop run plan; do # the tables that they drew
     grep -h '[┃│└]' "$out/$name.log" | tee -a "$out/summary.txt"
 done
 exit $failed

@@ -25,7 +25,7 @@ from pyuniversal.ops import OPS, histogram_, moments_, quantize
 from pyuniversal.ops._op import Implementation
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("cli", "measure", "trial", "moments", "original", "competent", "run", "profile")
+MODULES = ("cli", "measure", "trial", "moments", "original", "competent", "run", "profile", "loop")
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +262,24 @@ def test_profile_accounts_for_every_second(bench):
     shares = {name: float(share) for name, share in re.findall(r"│ (\w[\w ]*?) +│ +[\d,]+ │ +[\d.]+ │ +([\d.]+)% │", done.output)}
     assert {"forward", "gather", "moments_", "histogram_", "quantize", "product_", "baseline", "assignment", "rest"} <= set(shares)
     assert sum(shares.values()) == pytest.approx(100, abs=1)
+
+
+def test_what_a_gpu_did(bench):
+    span = bench["loop"].Span
+    spans = [
+        span("product", 100, 300, True), span("copy", 250, 400, True), span("product", 600, 1100, True), span("copy", 700, 800, True),
+        span("cudaEventSynchronize", 0, 50, False), span("cudaEventSynchronize", 500, 530, False), span("product", 0, 5000, False),
+    ]  # fmt: skip
+    found = bench["loop"].summary(reversed(spans))
+    assert found["seconds"] == pytest.approx(1000e-6)
+    assert found["busy"] == pytest.approx(0.8)  # idle from 400 to 600
+    assert found["kernels"] == {"product": pytest.approx(700e-6), "copy": pytest.approx(250e-6)}
+    assert found["waits"] == {"cudaEventSynchronize": {"calls": 2, "seconds": pytest.approx(80e-6)}}
+    nothing = bench["loop"].summary([])
+    assert (nothing["seconds"], nothing["busy"], nothing["kernels"], nothing["waits"]) == (0.0, None, {}, {})
+    refused = invoke(bench, "loop")
+    assert refused.exit_code == 1
+    assert "loop watches a GPU" in refused.output
 
 
 def test_the_installed_package_is_benched_not_the_source_folder(tmp_path):
