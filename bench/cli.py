@@ -63,7 +63,7 @@ Examples:
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="cpu or cuda; auto follows the backend, else cuda where there is one.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch and of the compiled ops; by default what torch takes.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Samples of every contender; by default what the case deems enough.")
-@click.option("--tokens", type=Count(), help="Of run (65,536), profile (100,000) and loop (98,304).")
+@click.option("--tokens", type=Count(), help="Of run (65,536; on a GPU 524,288), profile (100,000) and loop (98,304).")
 @click.option("--opponent-tokens", type=Count(), default=12_288, show_default=True, help="On how many of them run times its opponents.")
 @click.option("--quick", is_flag=True, help="Small shapes and few repeats: shows that it works, measures nothing.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Append the rows to a file.")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyuniversal.float32 import tf32_products
+
 from .models import Rows, post_activations, sizes
 from .original import BATCH_ROWS, Outcome
 
@@ -22,6 +24,11 @@ TOP_K = 50
 
 def competent(modules: Sequence[Any], rows: Rows, rotations: Sequence[Tensor]) -> Outcome:
     """Correlate all neurons of two models, then again with each layer of the second rotated; only the best r is taken of the rotated ones."""
+    with tf32_products(rows.ids.is_cuda):
+        return _competent(modules, rows, rotations)
+
+
+def _competent(modules: Sequence[Any], rows: Rows, rotations: Sequence[Tensor]) -> Outcome:
     device = rows.ids.device
     clock = [time.perf_counter()]
     total = torch.empty(*(layers * d_mlp for layers, d_mlp in map(sizes, modules)), device=device).zero_()  # its pages are touched here, not in the pass

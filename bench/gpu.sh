@@ -46,7 +46,7 @@ step ops 150 "${bench[@]}" product_ moments_ quantize summarize_correlation corr
 step rest 60 "${bench[@]}" pair_sums_ histogram_ dyadic_histogram_ token_sums_ logit_stats
 step forward 60 "${bench[@]}" forward
 step loop 60 "${bench[@]}" loop
-step run 150 "${bench[@]}" run
+step run 180 "${bench[@]}" run
 step plan 60 "${bench[@]}" plan
 for name in ops rest forward loop run plan; do # the tables that they drew
     grep -h '[┃│└]' "$out/$name.log" | tee -a "$out/summary.txt"

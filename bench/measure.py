@@ -19,6 +19,9 @@ SAMPLE_SECONDS = 0.2  # a sample of a fast contender is several calls, so that t
 def rows_of(trial: Trial, setting: Setting) -> list[dict[str, Any]]:
     """One row for each of our backends.
 
+    A contender's `split` may name parts of its work after a comma ("original, pass"); such a part is compared with the part of ours that has the same name, and
+    with the whole where there is none.
+
     Raises:
         WrongResultError: a contender, ours or another, is wrong.
     """
@@ -30,8 +33,7 @@ def rows_of(trial: Trial, setting: Setting) -> list[dict[str, Any]]:
     opponents = {
         label: {**_times(samples[label]), "does": contender.does, **contender.about, "error": errors.get(name)}
         for name, contender in trial.opponents.items()
-        for label in samples
-        if label == name or label.startswith(f"{name}, ")
+        for label in [name, *_parts(name, samples)]
     }
     return [_row(trial, setting, name, samples, ceilings, opponents, errors[name], machine) for name in trial.ours]
 
@@ -77,6 +79,15 @@ def _interleave(
     return samples, {name: median(measured) if measured else None for name, measured in known.items()}
 
 
+def _parts(name: str, samples: Mapping[str, Any]) -> list[str]:
+    """The labels of a contender's parts."""
+    return [label for label in samples if label.startswith(f"{name}, ")]
+
+
+def _part(label: str) -> str:
+    return label.partition(", ")[2]
+
+
 def now(device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -99,6 +110,7 @@ def _row(
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
     times = _times(samples[backend])
+    parts = {_part(label): _times(samples[label])["median_s"] for label in _parts(backend, samples)}
     ceilings = {name: _share(trial, name, times["median_s"], best) for name, best in limits.items()}
     shares = [c["share"] for c in ceilings.values() if c["share"] is not None]
     return {
@@ -117,7 +129,8 @@ def _row(
         "ceilings": ceilings,
         # Of the ceiling that limits; unknown while one of them is, since that may be the one.
         "share": max(shares, default=None) if len(shares) == len(ceilings) else None,
-        "opponents": {name: {**entry, "ratio": entry["median_s"] / times["median_s"]} for name, entry in opponents.items()},
+        "parts": parts,
+        "opponents": {label: {**entry, "ratio": entry["median_s"] / parts.get(_part(label), times["median_s"])} for label, entry in opponents.items()},
         "error": dict(error),
         **trial.notes,
         **machine,

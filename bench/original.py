@@ -57,6 +57,10 @@ class Outcome:
         plain, rotated = factor * s["pass"] + s["summary"], factor * s["rotated pass"] + s["rotated summary"]
         return plain + rotated, plain
 
+    def passes(self, factor: float) -> tuple[float, float]:
+        """Seconds of both passes for `factor` times the tokens, and of the first alone: what grows with the tokens."""
+        return factor * (self.seconds["pass"] + self.seconds["rotated pass"]), factor * self.seconds["pass"]
+
 
 def original(modules: Sequence[Any], rows: Rows, rotations: Sequence[Tensor]) -> Outcome:
     """Correlate all neurons of two models, then again with each layer of the second rotated: rotations, [d_mlp, d_mlp] a layer."""

@@ -245,6 +245,24 @@ def test_only_the_passes_of_opponents_are_extrapolated(bench):
     seconds = {"pass": 10.0, "summary": 3.0, "rotated pass": 11.0, "rotated summary": 2.0}
     outcome = bench["original"].Outcome(torch.zeros(1), torch.zeros(1), torch.zeros(1), seconds)
     assert outcome.at(4.0) == (40 + 3 + 44 + 2, 40 + 3)
+    assert outcome.passes(4.0) == (40 + 44, 40)
+
+
+def test_parts_are_compared_with_parts_of_the_same_name(bench):
+    trial = bench["trial"]
+
+    def parts(name: str, **seconds: float) -> Any:
+        return trial.Contender(lambda: None, does=name, split=lambda _: {name: 8.0, **{f"{name}, {part}": value for part, value in seconds.items()}})
+
+    (row,) = bench["measure"].rows_of(
+        trial.Trial(
+            op="op", case="case", shape={}, ours={"cpu": parts("cpu", pass_=2.0)}, opponents={"a": parts("a", pass_=6.0, other=4.0)}, verify=lambda *_: {},
+            bytes=1, counting="none", work=1, unit="calls/s", ceilings=(),
+        ),
+        trial.Setting("cpu", quick=True, repeats=1),
+    )  # fmt: skip
+    assert row["parts"] == {"pass_": 2.0}
+    assert {name: entry["ratio"] for name, entry in row["opponents"].items()} == {"a": 1.0, "a, pass_": 3.0, "a, other": 0.5}
 
 
 def test_a_disagreement_of_the_run_is_refused(bench, tmp_path, monkeypatch):

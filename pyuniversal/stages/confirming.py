@@ -45,9 +45,8 @@ def accept(inputs: Inputs) -> None:
         check_resumable(inputs.sources, inputs.corpus, **held)
 
 
-def refine(inputs: Inputs, *, progress: bool) -> None:
+def refine(inputs: Inputs, totals: Totals, *, progress: bool) -> None:
     """Sum the best candidates of the dense pass, and nobody else, over the text that it left, or --confirm-tokens of it."""
-    totals = Totals.load(inputs.folder / "totals")
     rest = _candidates(inputs, totals)
     if rest is None:
         return
@@ -61,9 +60,9 @@ def refine(inputs: Inputs, *, progress: bool) -> None:
     _sum(inputs, rest, progress=progress, words="candidates")
 
 
-def confirm(inputs: Inputs, *, progress: bool) -> None:
+def confirm(inputs: Inputs, totals: Totals, *, progress: bool) -> None:
     """Run the held-out documents (at most a ninth of the run's tokens) for the chosen partners."""
-    held = _held_out(inputs, Totals.load(inputs.folder / "totals"))
+    held = _held_out(inputs, totals)
     if held is not None:
         _sum(inputs, held, progress=progress, words="confirm")
 
