@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pyuniversal import cli, pipeline
+from pyuniversal import cli, cli_frame, cli_types, pipeline
 from pyuniversal.errors import InputError, NotEnoughMemoryError
 
 STAGES = {"run": "run", "observe": "observe_stage", "table": "table_stage", "plan": "plan"}
@@ -87,7 +87,7 @@ def invoke(*words):
     [("100m", 100_000_000), ("1.5k", 1500), ("2_000", 2000), ("1e6", 1_000_000), ("2B", 2_000_000_000), ("0.000001m", 1), (" 7 ", 7), ("1.1m", 1_100_000)],
 )
 def test_counts(written, number):
-    assert cli.Count().convert(written, None, None) == number
+    assert cli_types.Count().convert(written, None, None) == number
 
 
 @pytest.mark.parametrize("written", ["many", "1.0005k", "0", "-5", "1.5", "k", "", "nan", "inf", "1e-3", "10 m b", "1kk"])
@@ -100,7 +100,7 @@ def test_what_is_no_count_is_refused_in_words(calls, written):
 
 @pytest.mark.parametrize(("written", "layers"), [("4-8,11", [4, 5, 6, 7, 8, 11]), ("3", [3]), ("5, 0-1", [0, 1, 5]), ("2-2,1-3", [1, 2, 3])])
 def test_layers(written, layers):
-    assert cli.Layers().convert(written, None, None) == layers
+    assert cli_types.Layers().convert(written, None, None) == layers
 
 
 @pytest.mark.parametrize(("written", "culprit"), [("8-4", "8-4"), ("1,,2", ""), ("a", "a"), ("1-", "1-"), ("-3", "-3"), ("1,2-x", "2-x"), ("²", "²")])
@@ -157,7 +157,7 @@ def test_the_choices_are_those_of_the_library():
     from pyuniversal.tokens.rows import PACKINGS
     from pyuniversal.universality import BASELINES
 
-    choices = {name: tuple(option["type"].choices) for name, option in cli.OPTIONS.items() if isinstance(option.get("type"), click.Choice)}
+    choices = {name: tuple(option["type"].choices) for name, option in cli_frame.OPTIONS.items() if isinstance(option.get("type"), click.Choice)}
     assert {name: set(values) for name, values in choices.items()} == {
         "site": set(SITES),
         "dtype": set(DTYPES),
@@ -250,7 +250,7 @@ def test_what_libraries_print_does_not_reach_stdout(calls, monkeypatch):
     @functools.wraps(noisy)
     def run(*args, **options):
         sys.stdout.write("noise")
-        cli.logger.info("told")
+        cli_frame.logger.info("told")
         return noisy(*args, **options)
 
     monkeypatch.setattr(pipeline, "run", run)
@@ -259,7 +259,7 @@ def test_what_libraries_print_does_not_reach_stdout(calls, monkeypatch):
     assert "noise" in result.stderr
     assert "told" in result.stderr
     assert "told" not in invoke("run", "a", "--quiet").stderr
-    assert not cli.logger.handlers
+    assert not cli_frame.logger.handlers
 
 
 def raising(monkeypatch, error, stage="run"):

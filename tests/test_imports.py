@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "__init__ __main__",
     "cli",
+    "cli_frame",
     "cli_types",
     "pipeline",
     "comparison stages",
