@@ -333,7 +333,7 @@ class TestSmall:
             pyuniversal.run(folders, out=tmp_path / "file", **self.options)
 
     def test_too_little_memory_is_said_before_the_start(self, folders, tmp_path, monkeypatch):
-        monkeypatch.setattr("pyuniversal.streaming.plan.free_bytes", lambda device: 1_000_000)
+        monkeypatch.setattr("pyuniversal.streaming.memory.free_bytes", lambda device: 1_000_000)
         with pytest.raises(NotEnoughMemoryError) as caught:
             pyuniversal.run(folders, out=tmp_path, **self.options)
         message = str(caught.value)

@@ -6,8 +6,9 @@ Not called `pyuniversal.observe`: a submodule of that name would hide the functi
 from .chunks import choose_rows
 from .confirmation import check_resumable, confirm_pass, document_batches
 from .layout import SourceShape
+from .memory import available_bytes
 from .one_pass import observe
-from .plan import STORAGES, Plan, available_bytes, make_plan
+from .plan import STORAGES, Plan, make_plan
 from .ranks import Ranks, started
 from .repairing import Chance, best_by_chance
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow
 import torch
 
 from ..errors import InputError, NotEnoughMemoryError
 from .afterwards import DRAWS, candidates_bytes, confirm_bytes, null_bytes, rotating_bytes, rotations_read, sampled, sums_bytes, visiting_bytes
 from .confirmation import BATCHES, CANDIDATES, STEPS
 from .layout import DTYPE_BYTES, Layout, Shapes, SourceShape, layouts, size
+from .memory import available_bytes
 from .rates import ROTATION, Rates, measure_rates
 
 STORAGES = ("auto", "resident", "host", "disk", "sweeps")
@@ -293,40 +291,6 @@ def _table_bytes(shapes: Shapes, *, top_k: int, refined: bool) -> float:
 
 
 STATE_OF_TABLE = 2 * 257 * 8  # histograms are read whole
-
-
-def available_bytes(device: str, memory: int | None, *, processes: int = 1) -> float:
-    """Memory that this process may take on a device beyond what it holds: what is free, or what a limit of `memory` bytes leaves.
-
-    `processes` share the host's memory; a GPU is one process's own.
-    """
-    free = free_bytes(device) / (1 if torch.device(device).type == "cuda" else processes)
-    if memory is None:
-        return float(free)
-    held = torch.cuda.memory_allocated(device) if torch.device(device).type == "cuda" else _held()
-    return float(min(free, memory - held))
-
-
-def _held() -> int:
-    """Memory of this process that no file backs: what is mapped from files, such as libraries, the system takes back when it needs it."""
-    _give_back()
-    found = psutil.Process().memory_info()
-    return int(found.rss - getattr(found, "shared", 0))
-
-
-def _give_back() -> None:
-    """Return to the system what was freed and allocators keep: it is not held, but would count."""
-    pyarrow.default_memory_pool().release_unused()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc
-    if trim is not None:
-        trim(0)
-
-
-def free_bytes(device: str) -> int:
-    """Memory that is free now on a device; on a GPU torch's allocator keeps what was freed, for the next who asks."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return int(psutil.virtual_memory().available)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
