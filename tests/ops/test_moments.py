@@ -162,7 +162,7 @@ def test_of_an_activation_keeps_nonfinite(backend):
         backend.run(moments_, state, x, [300], activation=activation)
         assert torch.isfinite(state[0, 2]).tolist() == [True, False, True]
     with pytest.raises(InputError, match="unknown activation 'tanh'; choose None or one of relu, gelu, gelu_new, silu"):
-        moments_(empty(1, 3), x, [300], activation="tanh")
+        moments_(empty(1, 3, backend.device), x, [300], activation="tanh")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

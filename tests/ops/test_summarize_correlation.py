@@ -252,9 +252,8 @@ def test_moments_of_correlations_far_from_zero(backend, spread):
     assert_both(backend, torch.tensor(np.linspace(-0.9, 0.9, 300)[:, None] + noise), unit(300), unit(300), 5)
 
 
+@pytest.mark.parametrize("backend", [f"cpu {isa}" for isa in _C.instruction_sets()], indirect=True)  # the others have no threads of their own
 def test_the_number_of_threads_changes_no_bit(backend):
-    if backend.name != "cpu":
-        pytest.skip("one implementation has threads of its own")
     total = torch.tensor(np.random.default_rng(13).integers(-300, 300, (1100, 900))).float()
     x, y = neurons(1100), neurons(900)
     before = torch.get_num_threads()
