@@ -193,6 +193,24 @@ def test_contenders_take_turns_after_the_check(bench):
     assert rows[0]["share"] is None
 
 
+@pytest.mark.parametrize(("device", "calls"), [("cpu", 4), ("cuda", 100)])
+def test_what_a_gpu_does_once_does_not_shorten_its_samples(bench, monkeypatch, device, calls):
+    # A clock that stands still but in calls: half a tenth of a second in the first, where kernels are compiled, a millisecond in the others.
+    clock = [0.0]
+    seconds = iter([0.05, *[1e-3] * 1000])
+
+    def run() -> None:
+        clock[0] += next(seconds)
+
+    monkeypatch.setattr(bench["measure"], "now", lambda _: clock[0])
+    trial = bench["trial"]
+    work = trial.Trial(
+        op="op", case="case", shape={}, ours={"a": trial.Contender(run, does="a")}, opponents={}, verify=lambda *_: {}, bytes=1, counting="none", work=1,
+        unit="calls/s", ceilings=(),
+    )  # fmt: skip
+    assert bench["measure"]._check(work, work.ours, trial.Setting(device))[1] == {"a": calls}
+
+
 def test_opponents_of_the_run_find_the_planted_neurons(bench, tmp_path):
     """Best r and baseline of ours and theirs against float64: `agreement` raises where they differ by more than their precision explains."""
     setting = bench["trial"].Setting("cpu")
