@@ -31,7 +31,7 @@ def _cases(scratch: Path, device: str) -> Iterator[tuple[str, list[Any], dict[st
     yield "five of the zoo, as by default", five, {"max_tokens": zoo.MAX_TOKENS}
     yield "two of the zoo, float32, 200,000 tokens", two, {"max_tokens": 200_000, "precision": "float32", "baseline_draws": 1}
     yield "five of the zoo, on disk", five, {"max_tokens": 60_000, "storage": "disk", "baseline_draws": 1}
-    little: dict[str, Any] = {"storage": "sweeps", "room": 450_000_000 if device != "cpu" else 700_000_000, "batch_tokens": 2_048}
+    little: dict[str, Any] = {"storage": "sweeps", "room": 600_000_000 if device != "cpu" else 700_000_000, "batch_tokens": 2_048}
     yield "five of the zoo, in sweeps", five, {"max_tokens": 60_000, "baseline_draws": 1} | little
     yield "two of 4 layers of 3072", make_models(scratch / "wide", WIDE), {"max_tokens": 50_000}
 
