@@ -2,7 +2,7 @@
 
 As theirs: activations cast to float16 in the hook; sums and sums of squares of a batch in float16, those of rotated activations in float32; one float32 einsum
 for every pair of layers, copied to the host and added to a float64 total there; the whole of it again, both forwards included, for the rotated baseline; r in
-float16, its summary and that of its transpose in float32.
+float16, its summary and that of its transpose in float32, on the GPU where there is one (a host takes a minute for what a GPU does in seconds).
 
 Otherwise: the models are Hugging Face's without unembedding, which is faster than theirs; the summary goes block by block of rows, since the index tensors of
 36,864^2 correlations at once do not fit.
@@ -79,7 +79,8 @@ def _run(modules: Sequence[Any], rows: Rows, rotations: Sequence[Tensor] | None)
     clock.append(time.perf_counter())
     r = _correlations(total, sums, n)  # float16 [x neurons, y neurons]
     del total
-    found = summarise(r, top_k=50), summarise(r.T, top_k=50)
+    device = rows.ids.device
+    found = summarise(r, top_k=50, device=device), summarise(r.T, top_k=50, device=device)
     clock.append(time.perf_counter())
     before, streaming, after = (b - a for a, b in itertools.pairwise(clock))
     return found, (streaming, before + after)
@@ -124,10 +125,10 @@ def _correlations(total: Tensor, sums: Sequence[Tensor], n: int) -> Tensor:
     return r.flatten(0, 1)
 
 
-def summarise(r: Tensor, *, top_k: int) -> Summary:
-    """The study's summary of the rows of r, in float32, 1,024 rows at a time."""
+def summarise(r: Tensor, *, top_k: int, device: torch.device | None = None) -> Summary:
+    """The study's summary of the rows of r, in float32, 1,024 rows at a time; on `device`, where r lies unless told otherwise."""
     k = min(top_k, r.shape[1])
-    parts = [_summarise(block.float().contiguous(), k) for block in r.split(1024)]
+    parts = [_summarise(block.to(device or r.device).float().contiguous(), k) for block in r.split(1024)]
     return Summary(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
