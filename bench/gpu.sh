@@ -5,11 +5,11 @@
 #   bash bench/gpu.sh OUTDIR [COMMIT [STEP...]]
 #   bash bench/gpu.sh OUTDIR "" run plan       what the first call had no time for
 #
-# OUTDIR gets rows.jsonl (append it to a file of bench/results/), a log of every step, and summary.txt, which is also printed last. A step that fails or takes too
-# long does not stop the next ones; the exit code is 1 then. COMMIT is for a checkout without its .git. STEPs are tests, ops, rest, forward, loop, run, plan; all
-# by default.
+# OUTDIR gets rows.jsonl (append it to a file of bench/results/), steps.log with what every step said, and summary.txt, which is also printed last. A step that
+# fails or takes too long does not stop the next ones; the exit code is 1 then. COMMIT is for a checkout without its .git. STEPs are tests, ops, rest, forward, loop, run,
+# plan; all by default.
 set -uo pipefail
-out=$(mkdir -p "${1:?usage: bash bench/gpu.sh OUTDIR [COMMIT]}" && cd "$1" && pwd)
+out=$(mkdir -p "${1:?usage: bash bench/gpu.sh OUTDIR [COMMIT [STEP...]]}" && cd "$1" && pwd)
 export PYUNIVERSAL_COMMIT=${2:-}
 only=" ${*:3} "
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +20,7 @@ export PYTHONPATH=$site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 PATH=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH # the build calls cmake and ninja by name, and $PYTHON may be of a venv
 unset TRITON_INTERPRET OPENBLAS_CORETYPE
 limit=530 failed=0
-: >"$out/summary.txt"
+: >"$out/summary.txt" >"$out/steps.log"
 
 step() { # step NAME SECONDS COMMAND...: run it for at most so long, and no longer than is left; its output goes to a log
     local name=$1 most=$2 start=$SECONDS code
@@ -30,11 +30,12 @@ step() { # step NAME SECONDS COMMAND...: run it for at most so long, and no long
     if ((most < 5)); then
         code="no time left"
     else
-        timeout --kill-after=5 "$most" "$@" >"$out/$name.log" 2>&1
+        timeout --kill-after=5 "$most" "$@" >"$site/$name.log" 2>&1
         code=$?
+        { printf '\n=== %s\n' "$name" && cat "$site/$name.log"; } >>"$out/steps.log"
     fi
     [ "$code" = 0 ] || failed=1
-    printf '%-8s %4d s  %s\n' "$name" $((SECONDS - start)) "$([ "$code" = 0 ] && echo done || echo "failed ($code): $(tail -1 "$out/$name.log" 2>/dev/null)")" |
+    printf '%-8s %4d s  %s\n' "$name" $((SECONDS - start)) "$([ "$code" = 0 ] && echo done || echo "failed ($code): $(tail -1 "$site/$name.log" 2>/dev/null)")" |
         tee -a "$out/summary.txt"
 }
 
@@ -54,6 +55,6 @@ step loop 60 "${bench[@]}" loop
 step run 180 "${bench[@]}" run
 step plan 100 "${bench[@]}" plan
 for name in ops rest forward loop run plan; do # the tables that they drew
-    grep -h '[┃│└]' "$out/$name.log" | tee -a "$out/summary.txt"
+    grep -hs '[┃│└]' "$site/$name.log" | tee -a "$out/summary.txt"
 done
 exit $failed

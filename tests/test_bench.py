@@ -31,7 +31,8 @@ MODULES = ("cli", "measure", "trial", "moments", "original", "competent", "run",
 @pytest.fixture(autouse=True)
 def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interpreted kernel is no contender."""
-    importlib.import_module("pyuniversal.ops._triton")  # Triton asks when it reads a kernel, and other tests go on interpreting
+    for op in OPS:  # Triton asks when it reads a kernel, and other tests go on interpreting
+        importlib.import_module(op.faster["triton"].partition(":")[0])
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
