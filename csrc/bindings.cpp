@@ -21,6 +21,10 @@ void summarize_correlation(const Tensor& total, int64_t tokens, const Tensor& x,
 void token_sums_(const Tensor& sums, const Tensor& counts, const Tensor& x, const Tensor& ids, int threads);
 }  // namespace pyuniversal::cpu
 
+namespace pyuniversal::cuda {
+void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, uintptr_t stream);
+}
+
 PYBIND11_MODULE(_C, module) {
     using namespace pybind11::literals;
     using namespace pyuniversal;
@@ -28,9 +32,10 @@ PYBIND11_MODULE(_C, module) {
 
     module.doc() =
         "Compiled ops: dyadic_histogram_, histogram_, logit_stats, moments_, pair_sums_, product_, quantize, summarize_correlation, token_sums_. Contracts: "
-        "pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack.";
+        "pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack. cuda_<op> is for tensors on a GPU, queued on a stream, where has_cuda says so.";
 #ifdef PYUNIVERSAL_HAS_CUDA
     module.attr("has_cuda") = true;
+    module.def("cuda_product_", &cuda::product_, "total"_a, "x"_a, "y"_a, "x_scale"_a, "y_scale"_a, "stream"_a, without_gil(), "total += scaled x y^T");
 #else
     module.attr("has_cuda") = false;
 #endif

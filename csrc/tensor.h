@@ -57,8 +57,8 @@ inline bool has_layout(const Tensor& tensor, Layout layout) {
 inline void check(const Tensor& tensor, const std::string& argument, const std::string& device, std::initializer_list<const char*> dtypes,
                   const std::vector<std::string>& names, Layout layout) {
     auto fail = [&](const std::string& expected, const std::string& got) { throw std::invalid_argument(argument + " must " + expected + ", got " + got); };
+    if (!tensor.device.empty() && tensor.device != device) fail("be on the device " + device, "one on " + tensor.device);
     if (!tensor.problem.empty()) fail("be a tensor", tensor.problem);
-    if (tensor.device != device) fail("be on the device " + device, "one on " + tensor.device);
 
     bool known = false;
     std::string allowed, dimensions;
