@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .described import described
+
 # A program makes tiles of ROWS x COLUMNS of the total, TOKENS at a time (half as many of bf16: 128 bytes either way). Tiles follow each other down BAND of them
 # and then across: so 132 programs read about as many rows of x as of y at a time, the fewest bytes.
 # WIDE: the accumulator takes half of the registers, so it is added in two halves through shared memory, into which four stages would not fit.
@@ -119,12 +121,6 @@ def _product(
                 _tile(x, y, total, stride, x_scale, y_scale, rows, columns, tokens, row, column, INT8, WIDEN, DESCRIBED, MIRROR, ROWS, COLUMNS, TOKENS)
         else:
             _tile(x, y, total, stride, x_scale, y_scale, rows, columns, tokens, row, column, INT8, WIDEN, DESCRIBED, MIRROR, ROWS, COLUMNS, TOKENS)
-
-
-def described(x: Tensor) -> bool:
-    """Whether the tensor memory accelerator can read and write this matrix."""
-    item = x.element_size()
-    return x.stride(1) == 1 and x.stride(0) >= x.shape[1] and x.stride(0) * item % 16 == 0 and x.data_ptr() % 16 == 0
 
 
 def configuration(rows: int, columns: int, *, int8: bool, total_described: bool) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What a Triton kernel becomes on an H100, compiled without one.
+"""What a kernel in Triton or CUDA becomes on an H100, compiled without one.
 
     built = compiled("moments:_moments", {"x": "*bf16", "tokens": "i32"}, {"BLOCK": 128}, num_warps=4, num_stages=3)
     built.registers, built.spills, built.shared, built.count("IGMMA")
@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,30 @@ def compiled(kernel: str, signature: dict[str, str], constants: dict[str, Any], 
     return Compiled(**json.loads(done.stdout.splitlines()[-1]))
 
 
+def compiled_by_nvcc(source: Path) -> tuple[Compiled, str]:
+    """Compile the one kernel of a CUDA source for sm_90a; and all that nvcc and ptxas had to say."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90a", "-cubin", "-Xptxas=-v,-warn-spills", "-o", str(cubin), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
+        registers, stack, sass = _inspect(cubin)
+    return Compiled(registers, stack, 0, "", sass), done.stdout + done.stderr
+
+
+def _inspect(cubin: Path) -> tuple[int, int, str]:
+    """Registers, bytes of stack and machine code of a kernel."""
+    import triton
+
+    tool = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+    usage, sass = (subprocess.run([tool, what, str(cubin)], capture_output=True, text=True, check=True).stdout for what in ("-res-usage", "-sass"))
+    registers, stack = (int(found) for found in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    return registers, stack, sass
+
+
 def _compile(kernel: str, signature: dict[str, str], constants: dict[str, Any], divisible: list[str], options: dict[str, Any]) -> Compiled:
     import importlib
-    import tempfile
 
     import triton
     from triton.backends.compiler import GPUTarget
@@ -62,12 +84,10 @@ def _compile(kernel: str, signature: dict[str, str], constants: dict[str, Any], 
     attributes = {order[argument]: [["tt.divisibility", 16]] for argument, kind in kinds.items() if kind.startswith("*") or argument in divisible}
     source = ASTSource(fn=function, signature=kinds, constexprs={order[argument]: value for argument, value in constants.items()}, attrs=attributes)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    tool = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
-        usage, sass = (subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True).stdout for what in ("-res-usage", "-sass"))
-    registers, stack = (int(found) for found in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+        registers, stack, sass = _inspect(Path(file.name))
     return Compiled(registers, stack, built.metadata.shared, built.asm["ptx"], sass)
 
 

@@ -19,6 +19,7 @@ constexpr int kSharedColumns = kColumns / kCluster;                             
 // Shared memory: in each stage the rows of x, then those of y. The swizzle repeats every 1,024 bytes, of which the memory need not begin at a multiple.
 constexpr uint32_t kAlignment = 1024, kXBytes = kRows * kTokens, kStageBytes = kXBytes + kColumns * kTokens;
 constexpr uint32_t kBarriers = kStages * kStageBytes, kSharedBytes = kAlignment + kBarriers + 2 * kStages * 8;
+static_assert(kSharedBytes <= 227 * 1024, "more than a block may have");
 
 // The thread that orders loads needs few registers, those with sums many; all were started with 65,536 / 384 of them, rounded down to 168.
 constexpr int kFewRegisters = 40, kManyRegisters = 232;

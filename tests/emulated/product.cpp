@@ -1,7 +1,8 @@
-// csrc/cuda/product.cuh on a CPU: the very kernel, with the instructions of sm90.h of this folder.
+// csrc/cuda/product.cuh on a CPU: the very kernel, with the instructions of sm90.h of this folder, which must come first.
+// clang-format off
 #include "sm90.h"
-//
-#include "../../csrc/cuda/product.cuh"
+#include "product.cuh"
+// clang-format on
 
 namespace {
 

@@ -286,18 +286,17 @@ inline void setmaxnreg(int registers, bool more) {
     Machine& machine = *launch.machine;
     Block& block = machine.blocks[my_block()];
     require(registers % 8 == 0 && registers >= 24 && registers <= 256, "setmaxnreg of a number that it does not take");
-    bool enough = false;
-    while (!enough) {
+    const auto needed = [&] { return (registers - my_warp().registers) * kWarp; };
+    while (true) {
+        while (needed() > block.free_registers) machine.scheduler.wait(block.for_registers, "setmaxnreg.inc: more registers than are free");
         together("setmaxnreg", [&](Warp& warp) {
             require(more ? registers >= warp.registers : registers <= warp.registers, "setmaxnreg in the wrong direction");
-            const int needed = (registers - warp.registers) * kWarp;
-            if (needed > block.free_registers) return;
-            block.free_registers -= needed;
+            if (needed() > block.free_registers) return;
+            block.free_registers -= needed();
             warp.registers = registers;
             machine.scheduler.wake(block.for_registers);
         });
-        enough = my_warp().registers == registers;
-        if (!enough) machine.scheduler.wait(block.for_registers, "setmaxnreg.inc: more registers than are free");
+        if (my_warp().registers == registers) return;
     }
 }
 

@@ -241,13 +241,19 @@ def test_histograms_of_ragged_and_strided_rows(tokens, neurons):
 
 
 class Elsewhere:
-    """A tensor on a device that this machine may not have."""
+    """A tensor on a device that this machine may not have: as much of one as can be looked at here, in host memory."""
+
+    def __init__(self, kind: int = 2, tensor: torch.Tensor | None = None) -> None:
+        self.kind, self.tensor, self.streams = kind, tensor, []
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 1
+        return self.kind, 1
 
-    def __dlpack__(self, stream: object = None) -> None:
-        raise AssertionError("must not be borrowed without its device's stream")
+    def __dlpack__(self, stream: object = None) -> object:
+        self.streams.append(stream)
+        if self.tensor is None:
+            raise BufferError("on another device than the current one")
+        return self.tensor.__dlpack__()
 
 
 X, STATE = torch.zeros(4, 3), empty_state(2, 3)
@@ -282,6 +288,42 @@ def test_moments_says_what_is_wrong_with_which_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         _C.moments_(*arguments)
     assert torch.equal(STATE, before)
+
+
+def test_tensors_on_a_gpu_are_borrowed_without_waiting_and_those_elsewhere_not_at_all():
+    # -1 is the array API standard's word for no synchronisation. ROCm's (10) and Metal's (8) have no op here.
+    for kind, streams, name in ((2, [-1], "cuda:1"), (10, [], "DLPack device 10:1"), (8, [], "DLPack device 8:1")):
+        x = Elsewhere(kind, X)
+        with pytest.raises(ValueError, match=f"moments_: x must be on the device cpu, got one on {name}"):
+            _C.moments_(STATE, x, [2, 4], 1)
+        assert x.streams == streams
+
+
+@pytest.mark.skipif(not _C.has_cuda, reason="built without nvcc")
+def test_cuda_product_says_what_is_wrong_with_which_argument():
+    x, y, ones = torch.zeros(4, 32, dtype=torch.int8), torch.zeros(3, 32, dtype=torch.int8), torch.ones(4)
+    total = torch.zeros(4, 3)
+    arguments = {"total": total, "x": x, "y": y, "x_scale": ones, "y_scale": ones[:3]}
+    for name, wrong, message in (
+        ("total", total.double(), r"product_: total must be float32, got float64"),
+        ("x", x.T, r"product_: x must have neighbouring columns"),
+        ("y", y.int(), r"product_: y must be int8, got int32"),
+        ("y", x, r"product_: the neurons of y must equal the columns of total \(3\), got 4"),
+        ("x_scale", ones[:3], r"product_: the length of x_scale must equal the rows of total \(4\), got 3"),
+        ("y", y[:, 1:], r"product_: the rows of y must begin at multiples of 16 bytes"),
+        ("y", y[:, :16], r"product_: the tokens of y must equal those of x \(32\), got 16"),
+        ("x", torch.zeros(4, 24, dtype=torch.int8), r"product_: the rows of x must begin at multiples of 16 bytes, got the strides \[24, 1\]"),
+    ):
+        on_gpu = {key: Elsewhere(2, wrong if key == name else value) for key, value in arguments.items()}
+        with pytest.raises(ValueError, match=message):
+            _C.cuda_product_(*on_gpu.values(), 0)
+    with pytest.raises(ValueError, match="product_: total must be on the device cuda, got one on cpu"):
+        _C.cuda_product_(*arguments.values(), 0)
+    with pytest.raises(ValueError, match="product_: y must be on the device cuda:1, got one on cpu"):
+        _C.cuda_product_(*[value if key == "y" else Elsewhere(2, value) for key, value in arguments.items()], 0)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match=r"product_: CUDA could not .*: "):
+            _C.cuda_product_(*[Elsewhere(2, value) for value in arguments.values()], 0)
 
 
 COUNTS, BOUNDS = torch.zeros(3, 4, dtype=torch.int64), torch.tensor([0.0, 1.0, 2.0])

@@ -21,7 +21,7 @@ def test_backends_are_those_that_take_the_arguments():
 
 
 def test_every_op_has_a_kernel_for_cpus_and_one_for_gpus():
-    assert {op.name: tuple(op.faster) for op in OPS} == dict.fromkeys((op.name for op in OPS), ("cpu", "triton"))
+    assert {op.name: tuple(op.faster) for op in OPS} == dict.fromkeys((op.name for op in OPS), ("cpu", "triton")) | {"product_": ("cpu", "triton", "cuda")}
 
 
 @pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="Triton is for Linux")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from pyuniversal import _C
 from pyuniversal.errors import InputError
 from pyuniversal.ops import Packed, product_, unpack
 from pyuniversal.ops.product import MAX_TOKENS
@@ -153,6 +156,38 @@ def test_each_tile_is_made_once(name, band, shape, start, programs, same):
     assert torch.equal(whole.cpu().double(), expected)
 
 
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+@pytest.mark.parametrize(("start", "extra"), [(0, 0), (2, 2), (1, 0), (1, 2)])
+def test_every_tile_of_a_large_product(backend, start, extra):
+    # 17 pairs of tiles down and 33 across: four and more for two multiprocessors, the last of both cut, the last band too. The total lies in a larger one.
+    rows, columns, tokens = 4096 + 128, 8192 + 64, 1040
+    x, y = (on(integers(neurons, tokens, seed), "cuda") for seed, neurons in enumerate((rows, columns)))
+    x, y = (replace(side, scale=0.5 ** torch.arange(side.neurons, device="cuda").remainder(6)) for side in (x, y))
+    whole = torch.randint(-9, 10, (rows, start + columns + extra), device="cuda").float()
+    expected = whole.clone()
+    expected[:, start : start + columns] += torch._int_mm(x.data, y.data.T).float() * x.scale[:, None] * y.scale
+    again = whole.clone()
+    for total in (whole, again):
+        backend.run(product_, total[:, start : start + columns], x, y)
+    assert torch.equal(whole, expected)
+    assert torch.equal(again, whole)
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+def test_products_are_queued_on_the_current_stream(backend):
+    # What the stream does before is slow; a product on another stream would see the operand before it is written.
+    x, y = on(integers(256, 2048, 0), "cuda"), on(integers(512, 2048, 1), "cuda")
+    total, late = torch.zeros(256, 512, device="cuda"), replace(x, data=torch.zeros_like(x.data))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)
+        late.data.copy_(x.data)
+        backend.run(product_, total, late, y)
+        result = total.clone()
+    torch.cuda.synchronize()
+    assert torch.equal(result.cpu().double(), x.data.cpu().double() @ y.data.cpu().double().T)
+
+
 @pytest.mark.backend("triton")
 @pytest.mark.parametrize("total_described", [True, False])
 def test_large_totals_have_large_tiles(total_described):
@@ -161,6 +196,21 @@ def test_large_totals_have_large_tiles(total_described):
     assert kernel.configuration(3072, 3072, int8=True, total_described=total_described) == wide
     assert kernel.configuration(3072, 3072, int8=False, total_described=total_described) == wide | {"TOKENS": 64}
     assert kernel.configuration(36_864, 50, int8=True, total_described=total_described) == kernel.SMALL
+
+
+def test_the_cuda_kernel_says_what_it_does_not_take():
+    x, y = integers(4, 10, 0), integers(3, 10, 1)
+    assert product_.why_not("cuda", torch.zeros(4, 3), x, y) == "does not take cpu tensors"
+    total = SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
+    assert product_.why_not("cuda", total, replace(x, precision="bf16"), replace(y, precision="bf16")) == "bf16 is not implemented"
+
+
+@pytest.mark.parametrize(("capability", "has_cuda", "reason"), [((8, 0), True, "needs a GPU of .* 9.0 .* has 8.0"), ((9, 0), False, "not built .*nvcc")])
+def test_the_cuda_kernel_needs_a_gpu_and_a_build_for_it(monkeypatch, capability, has_cuda, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(_C, "has_cuda", has_cuda)
+    total = SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
+    assert re.match(reason, product_.why_not("cuda", total, integers(4, 10, 0), integers(3, 10, 1)))
 
 
 def test_contract_is_checked():

@@ -1,0 +1,33 @@
+"""What csrc/cuda becomes on an H100: no spills, wgmma that is not serialised, the loads and additions that were meant."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from sm90 import compiled_by_nvcc
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc on PATH")
+pytest.importorskip("triton", reason="Triton brings the tool that shows machine code")
+
+CUDA = Path(__file__).parents[2] / "csrc/cuda"
+
+
+def test_product():
+    built, told = compiled_by_nvcc(CUDA / "product.cu")
+    assert not re.search(r"warning|Performance Loss|C75\d\d|ignored", told), told
+    assert built.registers == 168  # of 384 threads, all that there are; setmaxnreg moves them: tests/emulated/product.cpp begins with as many
+    assert built.spills == built.count("STL") == built.count("LDL") == 0
+    assert re.findall(r"USETMAXREG\S* .*?(0x\w+)", built.sass) == ["0xe8", "0x28"]
+    used = max(int(number) for number in re.findall(r"\bR(\d+)\b", built.sass))
+    assert 168 < used < 232  # those that sum and scale do use what they got
+    assert len(re.findall(r"IGMMA\.64x256x32\.S8\.S8", built.sass)) == 4 == built.count("IGMMA")
+    assert built.count(r"UTMALDG\.2D") == 2
+    assert built.count(r"UTMALDG\.2D\.MULTICAST") == 1
+    # In the loop nothing is fenced: only at the two barriers of the cluster, one of them at the end.
+    assert built.count(r"MEMBAR\.ALL\.GPU") == built.count("UCGABAR_ARV") == 2
+    assert built.count("ATOMG") == 0  # what is added does not come back
+    assert built.count(r"REDG\.E\.ADD\.F32x2\.FTZ\.RN\.STRONG\.GPU") == 64
+    assert built.count(r"REDG\.E\.ADD\.F32\.FTZ\.RN\.STRONG\.GPU") == 128
