@@ -23,7 +23,8 @@ void token_sums_(const Tensor& sums, const Tensor& counts, const Tensor& x, cons
 
 namespace pyuniversal::cuda {
 void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tensor& x_scale, const Tensor& y_scale, uintptr_t stream);
-}
+std::string problem();
+}  // namespace pyuniversal::cuda
 
 PYBIND11_MODULE(_C, module) {
     using namespace pybind11::literals;
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_C, module) {
         "pyuniversal/ops/<op>.py. Tensors are borrowed through DLPack. cuda_<op> is for tensors on a GPU, queued on a stream, where has_cuda says so.";
 #ifdef PYUNIVERSAL_HAS_CUDA
     module.attr("has_cuda") = true;
+    module.def("cuda_problem", &cuda::problem, "why no CUDA kernel can run here, in words; empty if it can");
     module.def("cuda_product_", &cuda::product_, "total"_a, "x"_a, "y"_a, "x_scale"_a, "y_scale"_a, "stream"_a, without_gil(), "total += scaled x y^T");
 #else
     module.attr("has_cuda") = false;

@@ -56,8 +56,8 @@ inline py::object borrow(py::handle object, Tensor& tensor) {
     try {
         auto place = object.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>();
         tensor.device = name(Device{place.first, place.second});
-        // On a GPU nothing is waited for (-1: the array API standard's word for it): what is done with the tensor is queued on the stream that the caller names, after
-        // what was queued there before. A tensor elsewhere is only reported.
+        // On a GPU nothing is waited for (-1 is the array API standard's word for it): what is done with the tensor is queued on the stream that the caller
+        // names. A tensor elsewhere is only reported.
         const bool gpu = place.first == 2;
         if (!gpu && place.first != 1) return py::none();
         py::capsule owner = object.attr("__dlpack__")(py::arg("stream") = gpu ? py::object(py::int_(-1)) : py::object(py::none()));

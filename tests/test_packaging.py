@@ -18,8 +18,8 @@ from pyuniversal import _C
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 QUERIES = {"instruction_set", "instruction_sets", "peak", "read_bandwidth"}  # of the machine
-CUDA_OPS = {"cuda_product_"}  # where nvcc was there
-OPS = sorted(name for name, value in vars(_C).items() if callable(value) and not name.startswith("_") and name not in QUERIES | CUDA_OPS)
+CUDA = {"cuda_problem", "cuda_product_"}  # where nvcc was there
+OPS = sorted(name for name, value in vars(_C).items() if callable(value) and not name.startswith("_") and name not in QUERIES | CUDA)
 
 
 def pins(name: str) -> dict[str, str]:
@@ -52,8 +52,8 @@ def test_compiled_ops_are_documented_typed_and_have_one_stem():
     assert OPS == ["dyadic_histogram_", "histogram_", "logit_stats", "moments_", "pair_sums_", "product_", "quantize", "summarize_correlation", "token_sums_"]
     stub = ast.parse((importlib.resources.files("pyuniversal") / "_C.pyi").read_text())
     functions = {node.name: [argument.arg for argument in node.args.args] for node in stub.body if isinstance(node, ast.FunctionDef)}
-    assert functions.keys() == {*OPS, *QUERIES, *CUDA_OPS}
-    assert all(hasattr(_C, op) == _C.has_cuda for op in CUDA_OPS)
+    assert functions.keys() == {*OPS, *QUERIES, *CUDA}
+    assert all(hasattr(_C, op) == _C.has_cuda for op in CUDA)
     for op in OPS:
         assert op in _C.__doc__
         signature = getattr(_C, op).__doc__.splitlines()[0]

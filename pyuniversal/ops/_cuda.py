@@ -20,7 +20,7 @@ def _why_not_product(total: Tensor, x: Packed, y: Packed) -> str | None:
         return f"needs a GPU of compute capability 9.0 (an H100), this one has {capability[0]}.{capability[1]}"
     if not _C.has_cuda:
         return "not built (there was no nvcc of CUDA 12.3 or later when pyuniversal was installed)"
-    return None
+    return _C.cuda_problem() or None
 
 
 def _product(total: Tensor, x: Packed, y: Packed) -> None:

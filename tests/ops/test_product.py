@@ -205,12 +205,21 @@ def test_the_cuda_kernel_says_what_it_does_not_take():
     assert product_.why_not("cuda", total, replace(x, precision="bf16"), replace(y, precision="bf16")) == "bf16 is not implemented"
 
 
-@pytest.mark.parametrize(("capability", "has_cuda", "reason"), [((8, 0), True, "needs a GPU of .* 9.0 .* has 8.0"), ((9, 0), False, "not built .*nvcc")])
-def test_the_cuda_kernel_needs_a_gpu_and_a_build_for_it(monkeypatch, capability, has_cuda, reason):
+@pytest.mark.parametrize(
+    ("capability", "has_cuda", "problem", "reason"),
+    [
+        ((8, 0), True, "", r"needs a GPU of compute capability 9\.0 .* has 8\.0"),
+        ((9, 0), False, "", "not built .*nvcc"),
+        ((9, 0), True, "the driver is too old", "the driver is too old"),
+        ((9, 0), True, "", "None"),
+    ],
+)
+def test_the_cuda_kernel_needs_a_gpu_and_a_build_for_it(monkeypatch, capability, has_cuda, problem, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(_C, "has_cuda", has_cuda)
+    monkeypatch.setattr(_C, "cuda_problem", lambda: problem, raising=False)
     total = SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
-    assert re.match(reason, product_.why_not("cuda", total, integers(4, 10, 0), integers(3, 10, 1)))
+    assert re.match(reason, str(product_.why_not("cuda", total, integers(4, 10, 0), integers(3, 10, 1))))
 
 
 def test_contract_is_checked():
