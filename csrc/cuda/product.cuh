@@ -88,8 +88,7 @@ __device__ inline void load(const CUtensorMap& x, const CUtensorMap& y, const Pr
     }
 }
 
-// The descriptor of rows of 128 swizzled bytes in shared memory, eight of which make 1,024 bytes (both counted in 16s). Two sixteens further are the next 32
-// tokens.
+// The descriptor of rows of 128 swizzled bytes in shared memory, eight of which make 1,024. It counts bytes in sixteens: two further are the next 32 tokens.
 __device__ inline uint64_t described(uint32_t address) {
     constexpr uint64_t kSwizzle128 = 1, kUnused = 1, kEightRows = 8 * kTokens;
     return kSwizzle128 << 62 | kEightRows >> 4 << 32 | kUnused << 16 | (address & 0x3ffff) >> 4;
@@ -102,8 +101,8 @@ __device__ inline void release(uint32_t empty) {
 }
 
 // The fragment that a thread holds of 64 rows by 256 columns: in registers 4j and 4j + 1 two neighbouring columns of a row, in the next two those of the row
-// eight below. kWhole: there are all columns, and each pair lies at a multiple of 8 bytes. Scales are read sixteen at a time, since none is read before an
-// addition that stands above it; nothing waits for the additions, which L2 makes, one to each element in a launch.
+// eight below. kWhole: there are all columns, and each pair lies at a multiple of 8 bytes. Scales are read sixteen at a time, so that not each addition waits
+// for its own; nothing waits for the additions, which L2 makes, one to each element in a launch.
 template <bool kWhole> __device__ __forceinline__ void add_fragment(const Product& work, const int32_t (&sums)[kSums], int row, int column) {
     constexpr int kTogether = 8, kPairs = kColumns / 8;
     const bool there[] = {row < work.rows, row + 8 < work.rows};
@@ -198,6 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warpgroup == 0) {
         sm90::setmaxnreg_dec<kFewRegisters>();
         if (threadIdx.x == 0) load(x, y, work, rank);
+        sm90::bar_warp_sync();
     } else {
         sm90::setmaxnreg_inc<kManyRegisters>();
         multiply(work, rank, warpgroup - 1);
