@@ -24,6 +24,9 @@ def test_product():
     used = max(int(number) for number in re.findall(r"\bR(\d+)\b", built.sass))
     assert 168 < used < 232  # those that sum and scale do use what they got
     assert len(re.findall(r"IGMMA\.64x256x32\.S8\.S8", built.sass)) == 4 == built.count("IGMMA")
+    # C7514 says that wgmma are serialised, C7517 that one is waited for where the source does not.
+    assert built.count(r"WARPGROUP\.ARRIVE") == 1
+    assert re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (\w+)", built.sass) == ["0x1", "0x0"]
     assert built.count(r"UTMALDG\.2D") == 2
     assert built.count(r"UTMALDG\.2D\.MULTICAST") == 1
     # In the loop nothing is fenced: only at the two barriers of the cluster, one of them at the end.
