@@ -6,8 +6,8 @@
 #   bash bench/gpu.sh OUTDIR "" run plan       what the first call had no time for
 #
 # OUTDIR gets rows.jsonl (append it to a file of bench/results/), steps.log with what every step said, and summary.txt, which is also printed last. A step that
-# fails or takes too long does not stop the next ones; the exit code is 1 then. COMMIT is for a checkout without its .git. STEPs are tests, ops, rest, forward, loop, run,
-# plan; all by default.
+# fails or takes too long does not stop the next ones; the exit code is 1 then. COMMIT is for a checkout without its .git. STEPs are tests, ops, rest, forward,
+# loop, run, plan; all by default.
 set -uo pipefail
 out=$(mkdir -p "${1:?usage: bash bench/gpu.sh OUTDIR [COMMIT [STEP...]]}" && cd "$1" && pwd)
 export PYUNIVERSAL_COMMIT=${2:-}

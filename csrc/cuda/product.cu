@@ -87,8 +87,6 @@ void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tenso
 
     const int index = std::stoi(device.substr(device.find(':') + 1));
     const Current current(index);
-    int multiprocessors = 0;
-    succeed(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index), "count the multiprocessors");
     succeed(cudaFuncSetAttribute(product_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "give a block its shared memory");
     const Product work{
         total.data<float>(),        total.stride(0), x_scale.data<float>(), y_scale.data<float>(), static_cast<int>(x.size(0)), static_cast<int>(y.size(0)),
@@ -98,12 +96,15 @@ void product_(const Tensor& total, const Tensor& x, const Tensor& y, const Tenso
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {kCluster, 1, 1};
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(std::min(Pairs(work).count(), std::max(multiprocessors / kCluster, 1)) * kCluster);
+    config.gridDim = dim3(kCluster);
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kSharedBytes;
     config.stream = reinterpret_cast<cudaStream_t>(stream);
     config.attrs = &cluster;
     config.numAttrs = 1;
+    int clusters = 0;  // that run at once: a multiprocessor without a neighbour is none
+    succeed(cudaOccupancyMaxActiveClusters(&clusters, product_kernel, &config), "count the clusters that run at once");
+    config.gridDim = dim3(std::min(Pairs(work).count(), std::max(clusters, 1)) * kCluster);
     succeed(cudaLaunchKernelEx(&config, product_kernel, tensor_map(x), tensor_map(y), work), "start the kernel");
 }
 
