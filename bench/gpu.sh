@@ -5,9 +5,9 @@
 #   bash bench/gpu.sh OUTDIR [COMMIT [STEP...]]
 #   bash bench/gpu.sh OUTDIR "" run plan       what the first call had no time for
 #
-# OUTDIR gets rows.jsonl (append it to a file of bench/results/), steps.log with what every step said, and summary.txt, which is also printed last. A step that
-# fails or takes too long does not stop the next ones; the exit code is 1 then. COMMIT is for a checkout without its .git. STEPs are tests, ops, rest, forward,
-# loop, run, plan; all by default.
+# OUTDIR gets rows.jsonl (append it to a file of bench/results/), steps.log with what every step said, and summary.txt, which is also printed last; a later call
+# adds to them. A step that fails or takes too long does not stop the next ones; the exit code is 1 then. COMMIT is for a checkout without its .git. STEPs are
+# tests, ops, rest, forward, loop, run, plan; all by default.
 set -uo pipefail
 out=$(mkdir -p "${1:?usage: bash bench/gpu.sh OUTDIR [COMMIT [STEP...]]}" && cd "$1" && pwd)
 export PYUNIVERSAL_COMMIT=${2:-}
@@ -20,7 +20,7 @@ export PYTHONPATH=$site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 PATH=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH # the build calls cmake and ninja by name, and $PYTHON may be of a venv
 unset TRITON_INTERPRET OPENBLAS_CORETYPE
 limit=530 failed=0
-: >"$out/summary.txt" >"$out/steps.log"
+date --utc +'%n%F %R UTC' | tee -a "$out/summary.txt" >>"$out/steps.log"
 
 step() { # step NAME SECONDS COMMAND...: run it for at most so long, and no longer than is left; its output goes to a log
     local name=$1 most=$2 start=$SECONDS code
@@ -45,11 +45,12 @@ needs="click, cmake, hypothesis, matplotlib, ninja, numpy, pandas, psutil, pyarr
 bench=("$python" -m bench --device cuda --out "$out/rows.jsonl")
 parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8 --dist worksteal")
 step build 120 "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$site" .
+((failed == 0)) || exit 1
 required="--require-backend triton"
 if PYTHONSAFEPATH=1 "$python" -c 'from pyuniversal import _C; assert _C.has_cuda' 2>/dev/null; then
     required+=" --require-backend cuda"
 else
-    echo "the CUDA kernel of product_ is neither tested nor measured: there is no nvcc of CUDA 12.3 or later" | tee -a "$out/summary.txt"
+    echo "the CUDA kernel of product_ is neither tested nor measured: built without CUDA" | tee -a "$out/summary.txt"
 fi
 # Other versions of other libraries than those that were tested together may warn. The safe path keeps the sources here, which are not compiled, out of the way.
 # shellcheck disable=SC2086

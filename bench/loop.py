@@ -22,7 +22,7 @@ from .run import GPT2_SMALL, TINY, make_study
 from .trial import Setting, preferring
 
 CHUNKS, CHUNK_TOKENS = 6, 16_384
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMalloc", "cudaFree", "cudaHostAlloc")
 SHOWN = 14  # kernels
 
 
@@ -63,7 +63,7 @@ def loop(setting: Setting) -> Iterator[dict[str, Any] | Table]:
         "shape": {"layers": shape.layers, "d_mlp": shape.d_mlp, "tokens": tokens, "chunks": totals.n_chunks},
         **summary(spans),
         "counting": "seconds from the first to the last kernel of a pass under torch's profiler, with its pilot. busy: share of them in which a kernel or a "
-        "copy ran. kernels: seconds of each. waits: calls in which the host waits for the GPU, and their seconds",
+        "copy ran. kernels: seconds of each. waits: calls in which the host may wait for the GPU, and their seconds",
         **identity(setting.device),
     }
     yield row

@@ -48,8 +48,8 @@ class Rows:
 
     def batches(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
         """ids [rows, positions] and kept, flat: int64, the places of kept tokens among rows x positions."""
-        for ids, kept in zip(self.ids.split(rows), self.kept.split(rows), strict=True):
-            yield ids, kept.flatten().nonzero().flatten()
+        places = [kept.flatten().nonzero().flatten() for kept in self.kept.split(rows)]  # all before the first batch: on a GPU they are waited for
+        yield from zip(self.ids.split(rows), places, strict=True)
 
 
 def make_models(folder: Path, shape: Shape) -> list[Path]:

@@ -20,14 +20,16 @@ class WrongResultError(click.ClickException):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line asks for. tokens: of `run` and `profile`; opponent_tokens: on how many of them `run` times its opponents."""
+    """What the command line asks for. tokens: of `run`, `profile` and `loop`; opponent_tokens: on how many of them `run` times its opponents. None: what they
+    deem enough.
+    """
 
     device: str
     backend: str | None = None
     quick: bool = False
     repeats: int | None = None
     tokens: int | None = None
-    opponent_tokens: int = 12_288
+    opponent_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ inline py::object borrow(py::handle object, Tensor& tensor) {
         const bool gpu = place.first == 2;
         if (!gpu && place.first != 1) return py::none();
         py::capsule owner = object.attr("__dlpack__")(py::arg("stream") = gpu ? py::object(py::int_(-1)) : py::object(py::none()));
-        const View& view = static_cast<Managed*>(PyCapsule_GetPointer(owner.ptr(), "dltensor"))->view;
+        const auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(owner.ptr(), "dltensor"));
+        if (managed == nullptr) throw py::error_already_set();  // a capsule of another name
+        const View& view = managed->view;
         tensor.memory = static_cast<char*>(view.data) + view.byte_offset;
         tensor.dtype = name(view.dtype);
         tensor.shape.assign(view.shape, view.shape + view.rank);

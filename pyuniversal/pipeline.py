@@ -146,13 +146,12 @@ def run(
     del totals  # products that are in memory, before what follows takes some
     if inputs.ranks.rank:
         return stages.follow(inputs)
-    totals = stages.summed(inputs, hashes=False)  # written or checked just now
+    here = {"hashes": False}  # of files that this process wrote or checked just now
     if dense_tokens is not None:
-        stages.refine(inputs, totals, progress=progress)
-    stages.confirm(inputs, totals, progress=progress)
-    stages.chance(inputs, totals, null_tokens=null_tokens, memory=memory, progress=progress)
-    options: dict[str, Any] = {"baseline": baseline, "baseline_draws": baseline_draws, "top_k": top_k, "seed": seed, "legacy": legacy, "device": device}
-    finished = stages.table(out, totals, **options, memory=memory)
+        stages.refine(inputs, progress=progress, **here)
+    stages.confirm(inputs, progress=progress, **here)
+    stages.chance(inputs, null_tokens=null_tokens, memory=memory, progress=progress, **here)
+    finished = stages.table(out, baseline=baseline, baseline_draws=baseline_draws, top_k=top_k, seed=seed, legacy=legacy, device=device, memory=memory, **here)
     inputs.ranks.wait()  # those that follow
     return finished
 
@@ -335,11 +334,10 @@ def confirm_stage(
     from . import stages
 
     inputs = stages.reopen(run, models, tokens=tokens, device=device, trust_remote_code=trust_remote_code)
-    totals = stages.summed(inputs)
     if inputs.options["dense_tokens"] is not None:
-        stages.refine(inputs, totals, progress=progress)
-    stages.confirm(inputs, totals, progress=progress)
-    stages.chance(inputs, totals, null_tokens=null_tokens, memory=None, progress=progress)
+        stages.refine(inputs, progress=progress)
+    stages.confirm(inputs, progress=progress)
+    stages.chance(inputs, null_tokens=null_tokens, memory=None, progress=progress)
 
 
 def verify(

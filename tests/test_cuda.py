@@ -10,6 +10,8 @@ import torch
 
 import pyuniversal
 from pyuniversal import Totals, pipeline, zoo
+from pyuniversal.streaming import choose_rows
+from pyuniversal.streaming.one_pass import PILOT_ROWS
 
 pytestmark = pytest.mark.backend("cuda")
 if not torch.cuda.is_available():
@@ -102,6 +104,31 @@ def test_tf32_changes_r_by_less_than_the_rounding_of_int8(both, tmp_path):
     best, tf32 = (r.matches[r.matches["rank"] == 0].set_index(["model", "layer", "neuron", "other"])["r"] for r in (both["cuda"], run))
     stderr = both["cuda"].matches.query("rank == 0")["stderr"].median()
     assert (best - tf32).abs().median() < stderr
+
+
+@pytest.mark.parametrize("site", ["mlp.post", "mlp.pre"])
+def test_a_nan_is_named_and_nothing_is_added_after_it(tmp_path, site):
+    # A token that neither the pilot nor the first three chunks meet, so that these go through.
+    tokens = pyuniversal.load_tokens(zoo.tokens())
+
+    class Poisoned(pyuniversal.ModelSite):
+        def activations(self, ids):
+            found = {name: [x.clone() for x in layers] for name, layers in super().activations(ids).items()}
+            found[site][1][..., 7][ids == poison] = float("nan")
+            return found
+
+    rows = choose_rows(tokens, max_tokens=40_000, seed=0)
+    per_chunk = 4096 // tokens.row_tokens
+    pilot = np.random.default_rng([0, 1]).choice(rows, size=PILOT_ROWS, replace=False)
+    met = {*np.unique(tokens.ids[np.concatenate([rows[: 3 * per_chunk], pilot])])}  # by the pilot and the first three chunks
+    poison = int(next(t for t in np.unique(tokens.ids[rows[3 * per_chunk :]]) if t not in met))
+    first, second = (pyuniversal.load_model(path, device="cuda") for path in zoo.models()[:2])
+    sources = [Poisoned(first), pyuniversal.ModelSite(second)]
+    with pytest.raises(pyuniversal.ActivationError, match=rf"{site} of L1\.7 is nan at row"):
+        pyuniversal.observe(sources, tokens, out=tmp_path, max_tokens=40_000, chunk_tokens=4096, device="cuda", progress=False)
+    kept = Totals.load(tmp_path)
+    assert len(kept.chunks) >= 3
+    assert all(product.total.isfinite().all() for product in kept.products.values())
 
 
 def test_the_host_waits_for_nothing_but_the_check_for_nan(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// `barrier` is an address of `mapa`. Without a scope: .release.cluster would put a fence before each, which waits for all that the thread has sent to the
+// `barrier` is an address of `mapa`. Without a scope, as is usual: that means .release of .cta. .release.cluster would put a fence before each, which waits for all that the thread has sent to the
 // total, and .acquire.cluster below would empty the L1 cache. Both order accesses of threads, of which stages have none: the loads and wgmma alone touch them.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -135,7 +135,7 @@ __device__ __forceinline__ float ld_global_nc(const float* place) {
     return value;
 }
 
-// Additions to global memory that nobody here reads: they are ordered with nothing.
+// Additions to global memory that nobody here reads: they are ordered with nothing. What is less than a normal float32 counts as 0.
 __device__ __forceinline__ void red_add(float* place, float value) {
     asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(place)), "f"(value));
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,20 +71,28 @@ class HFModel(Model):
         return RawEnds(module.get_input_embeddings().weight.detach(), w_u, b_u, *norm_weights(norm))
 
 
+ONE_SEQUENCE: ContextVar[bool] = ContextVar("whether every row that runs now is one sequence", default=False)
+
+
 @contextmanager
 def _unpacked() -> Iterator[None]:
     """Every row is one sequence. At each forward transformers asks the positions whether it is, and waits for a GPU to come to the answer: here it is known."""
-    from transformers import masking_utils
-
-    asks: Any = getattr(masking_utils, "find_packed_sequence_indices", None)
-    if asks is None:  # versions that do not ask
-        yield
-        return
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    _listen()
+    before = ONE_SEQUENCE.set(True)
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = asks
+        ONE_SEQUENCE.reset(before)
+
+
+@cache
+def _listen() -> None:
+    """Let transformers' question be answered by `ONE_SEQUENCE`; asked by anything but our forwards, in whatever thread, it is answered as before."""
+    from transformers import masking_utils
+
+    asks: Any = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if asks is not None:  # some versions do not ask
+        masking_utils.find_packed_sequence_indices = lambda position_ids: None if ONE_SEQUENCE.get() else asks(position_ids)
 
 
 def find_architecture(config: Any, source: str) -> Architecture:

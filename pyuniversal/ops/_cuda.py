@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..errors import BackendError
 from ._op import Implementation
 from ._operand import operand
 from .quantize import Packed
@@ -19,7 +20,7 @@ def _why_not_product(total: Tensor, x: Packed, y: Packed) -> str | None:
     if (capability := torch.cuda.get_device_capability(total.device)) != (9, 0):
         return f"needs a GPU of compute capability 9.0 (an H100), this one has {capability[0]}.{capability[1]}"
     if not _C.has_cuda:
-        return "not built (there was no nvcc of CUDA 12.3 or later when pyuniversal was installed)"
+        return "not built (pyuniversal was installed without CUDA: it takes an nvcc of 12.3 or later)"
     return _C.cuda_problem() or None
 
 
@@ -28,7 +29,10 @@ def _product(total: Tensor, x: Packed, y: Packed) -> None:
     right = left if y.data is x.data else operand(y)
     with torch.cuda.device_of(total):  # tensors of another than the current device are not lent
         stream = torch.cuda.current_stream().cuda_stream
-        _C.cuda_product_(total, left, right, x.scale.contiguous(), y.scale.contiguous(), stream)
+        try:
+            _C.cuda_product_(total, left, right, x.scale.contiguous(), y.scale.contiguous(), stream)
+        except RuntimeError as error:
+            raise BackendError(f"{error}; choose another backend, or repair the installation of CUDA") from error
 
 
 product_ = Implementation(run=_product, why_not=_why_not_product)

@@ -5,7 +5,7 @@ from .chance import chance
 from .confirming import accept, confirm, refine
 from .inputs import check_table, follow, prepare, reopen
 from .merging import merge
-from .passing import note, observe, summed
+from .passing import note, observe
 from .planning import plan
 from .tables import table
 from .verifying import verify
@@ -24,7 +24,6 @@ __all__ = [
     "refine",
     "reopen",
     "started",
-    "summed",
     "table",
     "verify",
 ]

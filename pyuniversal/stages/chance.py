@@ -39,8 +39,9 @@ def _room(inputs: Inputs, memory: int | None) -> float:
     return available_bytes(options["device"], memory) / (SLACK if memory is None else LIMITED) - null_work(shapes)
 
 
-def chance(inputs: Inputs, totals: Totals, *, null_tokens: int, memory: int | None, progress: bool) -> None:
-    """Best r by chance, as a table in the run's folder; taken as it is where it is there."""
+def chance(inputs: Inputs, *, null_tokens: int, memory: int | None, hashes: bool = True, progress: bool) -> None:
+    """Best r by chance, as a table in the run's folder; taken as it is where it is there. `hashes` as of `Totals.load`."""
+    totals = Totals.load(inputs.folder / "totals", hashes=hashes)
     tokens = min(null_tokens, max(totals.site[0].count("all") // SHARE, inputs.corpus.row_tokens))
     identity = totals.identity | {"weights": [source.hash for source in totals.sources], "null_tokens": tokens, "precision": inputs.options["precision"]}
     if (inputs.folder / "nulls.parquet").exists() and results.read_table(inputs.folder, "nulls").attrs.get("identity") == identity:

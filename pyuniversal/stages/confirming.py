@@ -45,8 +45,9 @@ def accept(inputs: Inputs) -> None:
         check_resumable(inputs.sources, inputs.corpus, **held)
 
 
-def refine(inputs: Inputs, totals: Totals, *, progress: bool) -> None:
-    """Sum the best candidates of the dense pass, and nobody else, over the text that it left, or --confirm-tokens of it."""
+def refine(inputs: Inputs, *, hashes: bool = True, progress: bool) -> None:
+    """Sum the best candidates of the dense pass, and nobody else, over the text that it left, or --confirm-tokens of it; `hashes` as of `Totals.load`."""
+    totals = Totals.load(inputs.folder / "totals", hashes=hashes)
     rest = _candidates(inputs, totals)
     if rest is None:
         return
@@ -60,9 +61,9 @@ def refine(inputs: Inputs, totals: Totals, *, progress: bool) -> None:
     _sum(inputs, rest, progress=progress, words="candidates")
 
 
-def confirm(inputs: Inputs, totals: Totals, *, progress: bool) -> None:
-    """Run the held-out documents (at most a ninth of the run's tokens) for the chosen partners."""
-    held = _held_out(inputs, totals)
+def confirm(inputs: Inputs, *, hashes: bool = True, progress: bool) -> None:
+    """Run the held-out documents (at most a ninth of the run's tokens) for the chosen partners; `hashes` as of `Totals.load`."""
+    held = _held_out(inputs, Totals.load(inputs.folder / "totals", hashes=hashes))
     if held is not None:
         _sum(inputs, held, progress=progress, words="confirm")
 

@@ -76,11 +76,6 @@ def note(inputs: Inputs, totals: Totals, *, shard: tuple[int, int] | None = None
     write_json(inputs.folder / "manifest.json", manifest | {"timings": inputs.timings})
 
 
-def summed(inputs: Inputs, *, hashes: bool = True) -> Totals:
-    """The sums of the finished pass, mapped from their files; without `hashes` as of `Totals.load`."""
-    return Totals.load(inputs.folder / "totals", hashes=hashes)
-
-
 def _held(folder: Path) -> int:
     """Bytes on the disk that a run which goes on needs not find free: its files, and the next ones in their place."""
     return 2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.exists() else 0

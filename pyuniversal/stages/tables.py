@@ -29,7 +29,6 @@ FEW_TOKENS = 10_000
 
 def table(
     out: str | os.PathLike[str],
-    totals: Totals | None = None,
     *,
     baseline: str,
     baseline_draws: int,
@@ -38,15 +37,16 @@ def table(
     legacy: bool,
     device: str,
     memory: int | None = None,
+    hashes: bool = True,
 ) -> results.Run:
-    """Everything after the totals, which are read from `out` unless they are given; `memory` bounds what the process holds on the device, as of `run`."""
+    """Everything after the totals; `memory` bounds what the process holds on the device, as of `pyuniversal.run`; `hashes` as of `Totals.load`."""
     folder = Path(out)
     check_table(baseline=baseline, baseline_draws=baseline_draws, top_k=top_k)
     if not (folder / "manifest.json").exists():
         raise FileError(f"{folder} holds no complete pass (there is no manifest.json in it); `pyuniversal observe` makes one")
     manifest = results.read_manifest(folder)
     device = resolve_device(device)
-    totals = totals or Totals.load(folder / "totals")
+    totals = Totals.load(folder / "totals", hashes=hashes)
     for source in totals.sources:
         safe_name(source.name, folder / "totals" / "ledger.json")
     if [source.name for source in totals.sources] != [model["label"] for model in manifest["models"]]:

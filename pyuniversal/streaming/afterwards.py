@@ -116,15 +116,13 @@ def rotating_bytes(shapes: Shapes, *, draws: int, room: float) -> float:
     return float(max(needs))
 
 
-def visiting_bytes(shapes: Shapes, *, top_k: int, draws: int, room: float) -> float:
-    """Of the table stage on a GPU with `room` free bytes, which products visit one by one: the largest and its summary, or the baseline; 0 for one source."""
-    if len(shapes.sources) < 2:
-        return 0.0
-    summaries = []
+def visiting_bytes(shapes: Shapes, *, top_k: int) -> float:
+    """Of the summaries of the products on a GPU, which they visit one by one: the largest; 0 for a single source."""
+    needs = [0.0]
     for i, layer, j in ((i, layer, j) for i, layer, j in shapes.product_keys() if i != j):
         product, neurons = shapes.block_bytes((i, layer, j)), shapes.sources[i].width + shapes.sources[j].columns
-        summaries.append(product * (1 + SUMMARY_BYTES / shapes.cell_bytes) + PARTNER_BYTES * top_k * neurons)
-    return max(*summaries, rotating_bytes(shapes, draws=draws, room=room))
+        needs.append(product * (1 + SUMMARY_BYTES / shapes.cell_bytes) + PARTNER_BYTES * top_k * neurons)
+    return max(needs)
 
 
 def rotations_read(shapes: Shapes, *, draws: int, room: float) -> float:

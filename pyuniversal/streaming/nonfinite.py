@@ -41,11 +41,14 @@ def refuse_nonfinite(moments: Moments, x: Tensor, source: Source, site: str, chu
         return
     column = int(bad.nonzero()[0])
     values = x[:, column]
-    place = first_bad(values)
     layer, neuron = source.layers[column // source.width], column % source.width
+    where = f"{source.name}: {site} of L{layer}.{neuron}"
+    if (values.double() ** 2).isfinite().all():
+        raise ActivationError(f"{where} was NaN or Inf, and is finite when the same tokens run again: this source does not give the same values twice")
+    place = first_bad(values)
     row, position = row_of(chunk, place)
     raise ActivationError(
-        f"{source.name}: {site} of L{layer}.{neuron} is {values[place].item()} at row {row} (document {tokens.documents[row]}), position {position}; "
+        f"{where} is {values[place].item()} at row {row} (document {tokens.documents[row]}), position {position}; "
         f"{int(bad.sum())} neurons are affected. Run the model in a wider dtype (--dtype float32), leave the layer out with --layers, or repair its weights."
     )
 

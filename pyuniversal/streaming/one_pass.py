@@ -228,7 +228,7 @@ def _refuse(seen: dict[int, _Seen], sources: Sequence[Source], chunk: Chunk, tok
         if one.finite.known():
             continue
         source = sources[i]
-        x = gather(source, chunk, buffers)
+        x = gather(source, chunk, buffers, sites={source.site} if one.pre is None else {source.site, "mlp.pre"})
         refuse_nonfinite(one.site, x[source.site], source, source.site, chunk, tokens)
         if one.pre is not None:
             refuse_nonfinite(one.pre[0], x["mlp.pre"], source, "mlp.pre", chunk, tokens)

@@ -228,14 +228,18 @@ def make_plan(
     fitting = [layout for layout in found if lacks[layout.storage] is None]
     chosen = min(fitting or found[:1], key=lambda layout: rates.seconds(work, layout, chunks=chunks))
     later = {"candidates": candidates_bytes(shapes) if dense_tokens is not None else 0.0, "confirm": confirm_bytes(shapes)}
-    table = _table_bytes(shapes, top_k=top_k, refined=dense_tokens is not None)
-    visiting = visiting_bytes(shapes, top_k=top_k, draws=baseline_draws, room=room["memory"]) if cuda else 0.0
-    if not cuda:
-        table += rotating_bytes(shapes, draws=baseline_draws, room=room["memory"])
-    stages = [(table, host if cuda else room["memory"], "tables"), *((n, room["memory"], words) for words, n in (later | {"tables": visiting}).items())]
-    for needs, free_bytes, what in stages:
-        if fitting and needs > free_bytes:
-            fitting, lacks = [], {"anywhere": f"{size(needs)} of memory for the {LATER.get(what, what)} ({size(max(free_bytes, 0))} free)"}
+    table, visiting = _table_bytes(shapes, top_k=top_k, refined=dense_tokens is not None), 0.0
+    rotating = rotating_bytes(shapes, draws=baseline_draws, room=room["memory"])
+    if cuda:
+        visiting = max(visiting_bytes(shapes, top_k=top_k), rotating)
+    else:
+        table += rotating
+    needed = [(later[name], "memory", words) for name, words in LATER.items()] + [(visiting, "memory", "tables")]
+    needed.append((table, "host" if cuda else "memory", "tables"))
+    for needs, where, words in needed:
+        if fitting and needs > room[where]:
+            of = {"memory": device if cuda else "memory", "host": "the host's memory"}[where]
+            fitting, lacks = [], {"anywhere": f"{size(needs)} of {of} for the {words} ({size(max(room[where], 0))} free)"}
     return Plan(
         shapes=shapes,
         device=device,

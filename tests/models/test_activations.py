@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
+    masking_utils,
 )
 
 from pyuniversal.errors import InputError
@@ -170,6 +172,27 @@ def test_nothing_stays_behind_after_an_error(model: Model) -> None:
     with pytest.raises(ZeroDivisionError), model.record(["mlp.pre", "mlp.post"]), model.edit("mlp.pre", 0, lambda x: 1 / 0):
         model.forward(TOKENS)
     assert hooks(model.module) == before
+
+
+def test_transformers_is_told_of_one_sequence_a_row_by_our_forwards_alone(model: Model) -> None:
+    joined = torch.tensor([[0, 1, 2, 0, 1]])  # positions of two sequences in one row
+    told: list[Any] = []
+
+    def asked() -> None:
+        told.append(masking_utils.find_packed_sequence_indices(joined))
+
+    def ours(activations: Tensor) -> Tensor:
+        asked()
+        other = Thread(target=asked)  # a model of somebody else's, meanwhile
+        other.start()
+        other.join()
+        raise KeyError
+
+    with model.edit("mlp.post", 0, ours), pytest.raises(KeyError):
+        model.forward(tiny.token_rows())
+    asked()
+    assert told[0] is None
+    assert [t.tolist() for t in told[1:]] == [[[0, 0, 0, 1, 1]]] * 2
 
 
 @contextmanager

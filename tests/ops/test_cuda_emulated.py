@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,10 +18,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMPILER = os.environ.get("CXX", "c++")
+COMPILER = shlex.split(os.environ.get("CXX", "c++"))  # with what may stand before it, such as ccache
 pytestmark = [
     pytest.mark.skipif(platform.system() != "Linux", reason="threads take turns by Linux's ucontext"),
-    pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"there is no C++ compiler {COMPILER}"),
+    pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason=f"there is no C++ compiler {COMPILER[0]}"),
 ]
 Kernel = Callable[..., str]
 
@@ -36,7 +37,7 @@ def built(folder: Path, *changes: tuple[str, str]) -> ctypes.CDLL:
     flags = ["-std=c++17", "-O1", "-ftree-vectorize", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
     native = ["-march=native"] if platform.machine() == "x86_64" else []
     emulated = ROOT / "tests/emulated"
-    program = [COMPILER, *flags, *native, f"-I{folder}", f"-I{emulated}", "-o", str(folder / "product.so"), str(emulated / "product.cpp")]
+    program = [*COMPILER, *flags, *native, f"-I{folder}", f"-I{emulated}", "-o", str(folder / "product.so"), str(emulated / "product.cpp")]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:3000]
     library = ctypes.CDLL(str(folder / "product.so"))

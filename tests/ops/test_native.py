@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 
 import numpy as np
@@ -259,6 +260,18 @@ class Elsewhere:
 X, STATE = torch.zeros(4, 3), empty_state(2, 3)
 
 
+class Versioned:
+    """A tensor of a library that lends capsules of another kind."""
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **_):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(1, b"dltensor_versioned", None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -279,6 +292,7 @@ X, STATE = torch.zeros(4, 3), empty_state(2, 3)
         ((STATE, X, [2, 4], 0), r"moments_: threads must be at least 1, got 0"),
         ((STATE, [[1.0]], [2, 4], 1), r"moments_: x must be a tensor, got a list"),
         ((STATE, X.clone().requires_grad_(), [2, 4], 1), r"moments_: x must be a tensor, got one that cannot be borrowed \(.*gradient.*\)"),
+        ((STATE, Versioned(), [2, 4], 1), r"moments_: x must be a tensor, got one that cannot be borrowed \(.*PyCapsule_GetPointer.*\)"),
         ((STATE, X.to("meta"), [2, 4], 1), r"moments_: x must be a tensor, got one that cannot be borrowed \(.*meta.*\)"),
         ((STATE, Elsewhere(), [2, 4], 1), r"moments_: x must be on the device cpu, got one on cuda:1"),
     ],

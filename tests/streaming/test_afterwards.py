@@ -79,13 +79,13 @@ def test_tables_that_a_gpu_has_no_room_for(monkeypatch):
     assert plan.memory_bytes == SLACK * plan.visiting_bytes == SLACK * rotating > SLACK * plan.layout.memory_bytes
     assert plan.table_bytes < plan.visiting_bytes == plan.as_dict()["visiting_bytes"]
     free["cuda"] = SLACK * rotating - 1
-    with pytest.raises(NotEnoughMemoryError, match=r"Needed with products anywhere: 1\.\d GB of memory for the tables \(\d+\.\d \wB free\)"):
+    with pytest.raises(NotEnoughMemoryError, match=r"Needed with products anywhere: 1\.\d GB of cuda for the tables \(1\.\d GB free\)"):
         make_plan(sources, **options).refuse()
 
 
 def test_one_model_alone_is_not_rotated():
     alone = Shapes((A,), "int8", "float32", "mlp.post", 100, 7)
-    assert (rotating_bytes(alone, draws=5, room=1e9), rotations_read(alone, draws=5, room=1e9), visiting_bytes(alone, top_k=5, draws=5, room=1e9)) == (0, 0, 0)
+    assert (rotating_bytes(alone, draws=5, room=1e9), rotations_read(alone, draws=5, room=1e9), visiting_bytes(alone, top_k=5)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("int8", torch.float32), ("float64", torch.float64)])
@@ -107,8 +107,7 @@ def test_the_summary_on_a_gpu_takes_what_its_kernels_are_given(monkeypatch, laye
     lists = [kernels.best(side, given_total, 10**6, *ends, k) for side, given_total, ends in zip(sides, (total, total.T), ((x, y), (y, x)), strict=True)]
     taken = sum(t.nbytes for t in given.values() if t.shape not in (total.shape, total.T.shape)) + sum(part.nbytes for side in lists for part in side)
     shapes = Shapes(tuple(SourceShape(name, 1, 1, layers=layers, width=width) for name in "ab"), precision, "float32", "mlp.post", 1024, 7)
-    assert visiting_bytes(shapes, top_k=k, draws=1, room=1e12) == pytest.approx(total.nbytes + taken, rel=0.05)
-    assert visiting_bytes(shapes, top_k=k, draws=100, room=1e12) == rotating_bytes(shapes, draws=100, room=1e12)
+    assert visiting_bytes(shapes, top_k=k) == pytest.approx(total.nbytes + taken, rel=0.05)
 
 
 def test_the_peak_is_that_of_the_largest_stage():

@@ -1,4 +1,7 @@
-"""The pass hands a GPU its work and reads no number back but one a source and chunk: seen here on the CPU, where every such reading can be watched."""
+"""The pass hands a GPU its work and reads no number back but one a source and chunk.
+
+Seen here on the CPU, as far as reading goes: copies between devices, which do not happen there, are looked at by tests/test_cuda.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyuniversal import load_model, observe, tokenize
 from pyuniversal.streaming import one_pass
 
-READINGS = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_consecutive", "_unique2"}
+READINGS = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "bincount", "repeat_interleave", "unique_consecutive", "_unique2"}
 # What is asked only of tensors in host memory, and the one question to the device.
 ON_THE_HOST = {("base.py", "_checked"), ("histogram.py", "check"), ("histogram.py", "__init__"), ("_dither.py", "_scalar")}
 ASKED = ("nonfinite.py", "known")
