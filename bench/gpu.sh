@@ -43,7 +43,7 @@ needs="click, cmake, hypothesis, matplotlib, ninja, numpy, pandas, psutil, pyarr
 "$python" -c "import $needs; assert torch.cuda.is_available(), 'torch sees no GPU'" || exit 2
 
 bench=("$python" -m bench --device cuda --out "$out/rows.jsonl")
-parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8 --dist worksteal")
+parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8 --dist loadgroup")
 step build 120 "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$site" .
 ((failed == 0)) || exit 1
 required="--require-backend triton"

@@ -13,9 +13,9 @@ from pyuniversal import Totals, pipeline, zoo
 from pyuniversal.streaming import choose_rows
 from pyuniversal.streaming.one_pass import PILOT_ROWS
 
-pytestmark = pytest.mark.backend("cuda")
+pytestmark = [pytest.mark.backend("cuda"), pytest.mark.xdist_group("runs")]
 if not torch.cuda.is_available():
-    pytestmark = [pytestmark, pytest.mark.skip(reason="this machine has no CUDA device")]
+    pytestmark.append(pytest.mark.skip(reason="this machine has no CUDA device"))
 
 OPTIONS = {
     "tokens": zoo.tokens(),
