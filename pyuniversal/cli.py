@@ -5,9 +5,11 @@ Importing this module must cost nothing: `--help` loads neither torch nor numpy.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from . import pipeline
 from .cli_frame import Verbs, print_json, print_table, takes, talks, work
@@ -27,6 +29,9 @@ Examples:
 @click.version_option(package_name="pyuniversal", prog_name="pyuniversal")
 def main() -> None:
     """Find the neurons that language models trained from different seeds have in common, and say what they do."""
+    # Read when torch is first imported. Threads that spin while they wait keep others from the core: beside two busy processes a run took three times as long,
+    # and on a quiet machine this costs 2 %.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _summary(run: Any, *, as_json: bool, quiet: bool) -> None:
@@ -76,11 +81,17 @@ Examples:
 @takes(pipeline.run, only=frozenset(("max_tokens", "row_tokens", "packing", "split", "name", "column", "subset_column", "trust_remote_code")))
 @talks
 def tokens(text: str, *, tokenizer: str, trust_remote_code: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Tokenise TEXT once, for several runs: a .txt, .jsonl or .parquet file, a folder of them, or a Hugging Face data set."""
+    """Tokenise TEXT once, for several runs: a .txt, .jsonl or .parquet file, a folder of them, or a Hugging Face data set.
+
+    Rows are no longer than the context that the tokenizer names, unless --row-tokens says otherwise.
+    """
     from .models import load_tokenizer
     from .tokens import tokenize
 
     loaded = load_tokenizer(tokenizer, source=f"--tokenizer {tokenizer}", trust_remote_code=trust_remote_code)
+    context = click.get_current_context()
+    if context.get_parameter_source("row_tokens") is ParameterSource.DEFAULT and loaded.model_max_length < options["row_tokens"]:
+        options["row_tokens"] = context.params["row_tokens"] = int(loaded.model_max_length)
     made = work(tokenize, text, loaded, options=options, quiet=quiet)
     if as_json:
         print_json({"path": str(made.path), "hash": made.hash, "documents": made.n_documents, "rows": made.n_rows, "tokens": made.n_tokens})
@@ -203,7 +214,7 @@ Examples:
 @takes(pipeline.verify)
 @talks
 def verify(folder: str, models: tuple[str, ...], *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Check the finished run in the folder RUN: files against their hashes, r of a random thousandth of its neurons against float64.
+    """Check the finished run in the folder RUN: sums and tables against their hashes, r of a random thousandth of its neurons against float64.
 
     Exit code 1 where something differs by more than rounding explains. Without MODEL and --tokens it loads what the manifest in RUN names, local folders or
     names on the Hugging Face hub, and says which; of a RUN from somebody else, look at them first. Only safetensors are read, and no code of theirs is run

@@ -28,7 +28,7 @@ PLACE = "row"  # number of a row among those with the same key
 NAMES = ("claim", "name", "id", "label", "key")  # what tells the entries of a list in a JSON file apart
 # Not compared: the manifest is compared field by field; CSVs say what the parquet files say; sums and text are too large, and told by their hashes.
 ELSEWHERE = {"manifest.json", "totals", "candidates", "confirmation", "tokens", "tables", "figures"}
-NOT_SETTINGS = ("timings", "tokens.path")  # of the manifest: differ between any two runs
+NOT_SETTINGS = ("timings", "tokens.path", "tables")  # of the manifest: differ between any two runs, or where their tables do
 
 
 def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[str, Any]:

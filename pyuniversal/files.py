@@ -218,6 +218,12 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content: 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sha256(*parts: bytes | memoryview | str) -> str:
     """Hash of the parts, each preceded by its length: 64 hex digits."""
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ from types import SimpleNamespace
 
 import click
 import pytest
+import tiny
 from click.testing import CliRunner
 
-from pyuniversal import cli, cli_frame, cli_types, pipeline
+from pyuniversal import cli, cli_frame, cli_types, load_tokens, pipeline
 from pyuniversal.errors import InputError, NotEnoughMemoryError
 
 STAGES = {"run": "run", "observe": "observe_stage", "table": "table_stage", "plan": "plan"}
@@ -187,7 +189,9 @@ def test_options_are_echoed_to_stderr_before_the_work(calls):
 def test_summary_is_the_result(calls):
     result = invoke("run", "a", "--out", "there")
     for words in (
-        "7 (3.50%) │         5 │        29 │",
+        "│ universal │     7 │     7 │",
+        "│           │ 3.50% │ 3.50% │",
+        "│ confirmed │     5 │     5 │",
         "0.375",
         "0.125",
         "0: 6  1: 1",
@@ -397,3 +401,22 @@ def test_help_of_the_group_keeps_its_examples_on_lines_of_their_own():
     lines = [line.strip() for line in invoke("--help").stdout.splitlines()]
     assert "pyuniversal run A B C --text corpus.txt -o study    your models, your text" in lines
     assert r"\b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("asked", "rows"), [((), 64), (("--row-tokens", "20"), 20)])
+def test_rows_of_tokens_fit_the_context_that_the_tokenizer_names(tmp_path, asked, rows):
+    (tmp_path / "text.txt").write_text(" ".join(tiny.sentences(40)))
+    model = tiny.gpt2(tmp_path / "model")
+    made = invoke("tokens", str(tmp_path / "text.txt"), "--tokenizer", str(model), "--out", str(tmp_path / "made"), *asked)
+    assert made.exit_code == 0, made.output
+    assert f"row-tokens         {rows}" in made.stderr
+    assert load_tokens(tmp_path / "made").row_tokens == rows
+
+
+def test_threads_do_not_spin_unless_asked_to(monkeypatch, calls):
+    for before, after in ((None, "passive"), ("active", "active")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if before:
+            monkeypatch.setenv("OMP_WAIT_POLICY", before)
+        invoke("show", "there")
+        assert os.environ["OMP_WAIT_POLICY"] == after

@@ -122,7 +122,8 @@ def test_verify_finds_what_was_changed(whole, folders, tokens, tmp_path):
     result = CliRunner().invoke(cli.main, ["verify", str(whole.path), "--json", "--quiet"])
     path.write_bytes(kept)
     assert result.exit_code == 1
-    failures = json.loads(result.stdout)["failures"]
+    changed, *failures = json.loads(result.stdout)["failures"]
+    assert changed == f"{path} is not what the run wrote; `pyuniversal table {whole.path}` makes it again"
     assert len(failures) == 6 * 8
     assert all(" computed again" in words and " of a with L" in words for words in failures[:8])
     victim = next((whole.path / "totals").glob("within-0-1*"))
@@ -131,6 +132,22 @@ def test_verify_finds_what_was_changed(whole, folders, tokens, tmp_path):
     with pytest.raises(FileError, match=rf"{victim.name} is damaged"):
         pyuniversal.pipeline.verify(whole.path, progress=False)
     victim.write_bytes(kept)
+
+
+@pytest.mark.parametrize("name", ["neurons.parquet", "depth.parquet", "claims.json", "tables/b.csv"])
+def test_verify_finds_a_table_that_was_changed_or_is_gone(whole, name):
+    path = whole.path / name
+    kept = path.read_bytes()
+    try:
+        for left, told in ((kept.replace(b"0", b"1", 1), "is not what the run wrote"), (None, "is not there")):
+            path.unlink()
+            if left is not None:
+                path.write_bytes(left)
+            found = pyuniversal.pipeline.verify(whole.path, progress=False)
+            assert found["failures"] == [f"{path} {told}; `pyuniversal table {whole.path}` makes it again"]
+            path.write_bytes(kept)
+    finally:
+        path.write_bytes(kept)
 
 
 def test_verify_allows_what_the_dtype_of_the_models_loses(whole, folders, tokens, tmp_path, monkeypatch):

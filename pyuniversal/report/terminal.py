@@ -10,9 +10,12 @@ from ..universality import RULES, THRESHOLD
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+TOGETHER = 5  # models in a table: a number that is cut is a wrong one, and terminals have 80 columns
+ROWS = ("neurons", "universal", "", "confirmed", "undecided", "at 0.45", "at 0.55", "strict", "loose", "best r", "baseline", "mutual")
 CAPTION = (
-    "confirmed: by the same rule on documents that were held out; undecided: within two standard errors of it there; strict: min r - max baseline; "
-    "loose: max r - mean baseline; best r, baseline: means over all neurons; mutual: neurons that are their best partner's best partner, in at least one model"
+    "confirmed: of all neurons, by the same rule on documents that were held out; undecided: within two standard errors of it there; "
+    "strict: min r - max baseline; loose: max r - mean baseline; best r, baseline: means over all neurons; "
+    "mutual: neurons that are their best partner's best partner, in at least one model"
 )
 CLAIMS_CAPTION = (
     "effect: Cliff's delta of percentiles within the layer, universal neurons against all others; depth: 1 - distance to best partners / distance by chance. "
@@ -39,30 +42,40 @@ def render(summary: dict[str, Any]) -> RenderableType:
     from rich.markup import escape
     from rich.table import Table
 
-    title = f"Universal neurons (mean r - mean baseline > {THRESHOLD})"
-    table = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left")
-    for name in ("model", "neurons", "universal", "confirmed", "undecided", "at 0.45", "at 0.55", "strict", "loose", "best r", "baseline", "mutual"):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model", overflow="fold")
+    tables = []
+    for start in range(0, len(summary["models"]), TOGETHER):
+        title = f"Universal neurons (mean r - mean baseline > {THRESHOLD})" if not start else None
+        tables.append(Table("", title=title, title_justify="left"))
+        some = list(summary["models"].items())[start : start + TOGETHER]
+        for model, _ in some:
+            tables[-1].add_column(escape(model), justify="right", overflow="fold")
+        for name, *cells in zip(ROWS, *(_column(values) for _, values in some), strict=True):
+            tables[-1].add_row(name, *cells)
+    tables[-1].caption, tables[-1].caption_justify = CAPTION, "left"
     layers = Table("model", "layer: universal neurons", title="By layer", title_justify="left")
     for model, values in summary["models"].items():
-        main, strict, loose = (values["rules"][rule] for rule in RULES)
-        confirmed = values["confirmed"]
-        table.add_row(
-            escape(model),
-            f"{values['neurons']:,}",
-            f"{main['0.5']:,} ({main['0.5'] / values['neurons']:.2%})",
-            *("-" if confirmed is None else f"{confirmed[name]:,}" for name in ("universal", "undecided")),
-            *(f"{count:,}" for count in (main["0.45"], main["0.55"], strict["0.5"], loose["0.5"])),
-            *("-" if value is None else f"{value:.3f}" for value in (values["mean_corr"], values["mean_baseline"])),
-            f"{values['mutual']:,}",
-        )
         layers.add_row(escape(model), "  ".join(f"{layer}: {counts['universal']:,}" for layer, counts in values["by_layer"].items()))
     if len(summary["models"]) == 1:
         reason = "One model alone has no partners: its correlations are empty. Moments, weights and vocabulary are in the table."
-        return Group(table, reason, *_circumstances(summary))
+        return Group(*tables, reason, *_circumstances(summary))
     claims = [render_claims(summary["claims"])] if "claims" in summary else []
     chance = [render_chance(summary["chance"])] if "chance" in summary else []
-    return Group(table, layers, *claims, *chance, *_circumstances(summary))
+    return Group(*tables, layers, *claims, *chance, *_circumstances(summary))
+
+
+def _column(values: dict[str, Any]) -> list[str]:
+    """What the summary says of one model, in the order of `ROWS`."""
+    main, strict, loose = (values["rules"][rule] for rule in RULES)
+    confirmed = values["confirmed"]
+    return [
+        f"{values['neurons']:,}",
+        f"{main['0.5']:,}",
+        f"{main['0.5'] / values['neurons']:.2%}",
+        *("-" if confirmed is None else f"{confirmed[name]:,}" for name in ("universal", "undecided")),
+        *(f"{count:,}" for count in (main["0.45"], main["0.55"], strict["0.5"], loose["0.5"])),
+        *("-" if value is None else f"{value:.3f}" for value in (values["mean_corr"], values["mean_baseline"])),
+        f"{values['mutual']:,}",
+    ]
 
 
 def render_claims(claims: dict[str, Any]) -> RenderableType:
@@ -91,7 +104,7 @@ def render_claims(claims: dict[str, Any]) -> RenderableType:
 
 
 def render_chance(chance: dict[str, Any]) -> RenderableType:
-    """Best r by chance as a table: a column a decile of the firing frequency."""
+    """Best r by chance as a table: a row a decile of the firing frequency."""
     from rich.table import Table
 
     title = f"Best r by chance ({chance['draws']} re-pairings of documents, {chance['tokens']:,} tokens), by decile of the firing frequency in the layer"
@@ -99,13 +112,10 @@ def render_chance(chance: dict[str, Any]) -> RenderableType:
     if chance["exceed"] is not None:  # the table of neurons may hold no 99 % point
         caption += f"; {chance['exceed']:.1f} % of the neurons have a mean best r beyond the 99 % point of their own layer and decile"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("decile")
-    for decile in chance["deciles"]:
-        table.add_column(decile, justify="right")
-    values = chance["deciles"].values()
-    table.add_row("fires on % of tokens", *(f"{100 * v['firing_low']:.2g}-{100 * v['firing_high']:.2g}" for v in values))
-    table.add_row("median", *(f"{v['p50']:.3f}" for v in values))
-    table.add_row("99 % point", *(f"{v['p99']:.3f}" for v in values))
+    for name in ("decile", "fires on % of tokens", "median", "99 % point"):
+        table.add_column(name, justify="right")
+    for decile, v in chance["deciles"].items():
+        table.add_row(decile, f"{100 * v['firing_low']:.2g}-{100 * v['firing_high']:.2g}", f"{v['p50']:.3f}", f"{v['p99']:.3f}")
     return table
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import report, results, universality
 from ..errors import FileError
-from ..files import safe_name, tidy, within, write_json
+from ..files import file_sha256, safe_name, tidy, within, write_json
 from ..streaming import available_bytes
 from ..streaming.afterwards import rotation_room
 from ..table import neuron_table, write_tables
@@ -79,18 +79,20 @@ def table(
         depth = universality.depth(matches)
         for name, value in (("neurons", neurons.reset_index()), ("matches", matches), ("depth", depth)):
             results.write_table(folder, name, value)
-        write_tables(neurons, tables)
+        written = write_tables(neurons, tables)
         n_layers = {model["label"]: model["config"]["n_layers"] for model in manifest["models"]}
         claims = report.claims(neurons, matches, n_layers=n_layers, seed=seed)
         write_json(folder / "claims.json", claims)
     log.info("figures")
     with clock(timings, "figures"):
         report.save_figures(neurons, matches, depth, claims, nulls, figures)
+    written += [folder / name for name in ("neurons.parquet", "matches.parquet", "depth.parquet", "claims.json")]
+    manifest["tables"] = {path.relative_to(folder).as_posix(): file_sha256(path) for path in written}
     options = {"baseline": baseline, "baseline_draws": baseline_draws, "top_k": top_k, "baseline_seed": seed, "legacy": legacy}
     manifest["options"] |= options
     write_json(folder / "manifest.json", manifest | {"timings": timings})
-    for written in (folder, folder / "tables", folder / "figures"):
-        tidy(written)
+    for place in (folder, folder / "tables", folder / "figures"):
+        tidy(place)
     return results.open_run(folder)
 
 

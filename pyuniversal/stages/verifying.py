@@ -1,4 +1,7 @@
-"""A finished run checked against itself: its files against their hashes, and a random thousandth of what it found against a second computation in float64."""
+"""A finished run checked against itself.
+
+Its sums and tables against their hashes, and a random thousandth of what it found against a second computation in float64.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import results, universality
+from ..files import check_fields, file_sha256
 from ..streaming import choose_rows, confirm_pass
 from ..totals import Confirmation, Totals
 from .confirming import refined_of, refinement_rows
@@ -66,8 +70,19 @@ def verify(
         "correlations": len(table),
         "tokens": int(state.moments[0].whole()[0].max()),
         "largest_difference": float(table["difference"].max()) if len(table) else None,
-        "failures": _moments(state, totals, refined=refined, allowed=ACTIVATIONS[inputs.options["dtype"]][1]) + failures,
+        "failures": _tables(finished) + _moments(state, totals, refined=refined, allowed=ACTIVATIONS[inputs.options["dtype"]][1]) + failures,
     }
+
+
+def _tables(run: results.Run) -> list[str]:
+    """Tables that are not those which the run wrote."""
+    wrong = []
+    for name, digest in check_fields(run.manifest, {"tables": "an object"}, run.path / "manifest.json")["tables"].items() if "tables" in run.manifest else ():
+        path = run.path / name
+        problem = "is not there" if not path.exists() else "is not what the run wrote" if file_sha256(path) != digest else None
+        if problem:
+            wrong.append(f"{path} {problem}; `pyuniversal table {run.path}` makes it again")
+    return wrong
 
 
 def _ordered(sources: int) -> list[tuple[int, int]]:

@@ -211,4 +211,6 @@ def _too_short(recipe: dict[str, Any], documents: int, content: int, whole: Layo
             f"{recipe['text']} is too short: {content} tokens do not fill one joined row of {recipe['row_tokens']}; "
             f"give more text, lower row_tokens, or leave packing out"
         )
-    return InputError(f"{recipe['text']} is empty: {documents} documents, not one token; give another text, or the column that holds it with column=...")
+    return InputError(
+        f"{recipe['text']} is empty: {documents} document{'' if documents == 1 else 's'}, not one token; give another text, or say which column holds it"
+    )

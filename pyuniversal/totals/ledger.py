@@ -10,7 +10,6 @@ generations. Three are on the disk while one is written; where it has no room fo
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError
-from ..files import check_fields, read_json, replace, write_json, writing
+from ..files import check_fields, file_sha256, read_json, replace, write_json, writing
 
 FORMAT = 3
 CURRENT, PREVIOUS = "ledger.json", "ledger.previous.json"
@@ -113,7 +112,7 @@ class Ledger:
             self._make_room(name)
         path = self.folder / f"{name}.{self.generation}.safetensors"
         save(path)
-        self._new[name] = Entry(path.name, path.stat().st_size, _sha256(path), ranges(chunks))
+        self._new[name] = Entry(path.name, path.stat().st_size, file_sha256(path), ranges(chunks))
         return path
 
     def _make_room(self, name: str) -> None:
@@ -209,14 +208,9 @@ def _check(path: Path, entry: Entry, *, hashes: bool) -> None:
         size = path.stat().st_size
         if size != entry.bytes:
             raise FileError(f"{path} is truncated or damaged: it has {size:,} bytes and the ledger says {entry.bytes:,}; {AGAIN}")
-        if hashes and _sha256(path) != entry.sha256:
+        if hashes and file_sha256(path) != entry.sha256:
             raise FileError(f"{path} is damaged, or of another run: its content is not what the ledger's hash says; {AGAIN}")
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}; {AGAIN}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

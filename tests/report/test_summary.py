@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,19 @@ def test_json_has_null_for_what_is_not_a_number(single):
 
 def test_terminal(found, single):
     text = shown(found)
-    assert "1,533 (4.16%)" in text
-    assert "465 (1.26%)" in text
+    assert re.search(r"universal\W+1,533\W.*465\W", text)
+    assert re.search(r"4\.16%.*1\.26%", text)
     assert "0: 64  1: 14  2: 19  3: 5  4: 27" in text
     assert "12,345 tokens correlated, int8 on cpu, seed 7, haar baseline of 1 draw, 1.5 h" in text
     alone = shown(summary(single, {}))
     assert "One model alone has no partners" in alone
     assert "by layer" not in alone
+
+
+def test_no_number_is_cut_in_80_columns(found):
+    models = {f"some/organisation-model-seed-{n}": found["models"]["stanford-gpt2-small-a"] for n in range(7)}
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(render(found | {"models": models}))
+    text = console.export_text()
+    assert text.count("36,864") == text.count("4.16%") == 7
+    assert len(re.findall(r"\bseed-\d|organisation", text)) >= 7

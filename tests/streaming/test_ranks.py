@@ -332,8 +332,8 @@ def test_one_process_alone_does_what_is_not_shared(work, alone, tmp_path, monkey
 
 
 def test_one_rank_alone_hashes_the_sums_of_all(work, alone, monkeypatch):
-    hashed, real = [], ledger._sha256
-    monkeypatch.setattr(ledger, "_sha256", lambda path: hashed.append(path) or real(path))
+    hashed, real = [], ledger.file_sha256
+    monkeypatch.setattr(ledger, "file_sha256", lambda path: hashed.append(path) or real(path))
     monkeypatch.setattr(Ranks, "wait", lambda self: None)
     out, where = alone / "totals", {"device": "cpu", "home": "cpu"}
     found = parts._completed(None, out, Ranks(1, 2), **where)

@@ -141,7 +141,7 @@ def test_options(tokenizer):
 
 def test_empty_and_too_short_text(tokenizer):
     for nothing in ([], ["", ""], iter([])):
-        with pytest.raises(InputError, match=r"is empty: \d documents, not one token; give another text"):
+        with pytest.raises(InputError, match=r"is empty: (1 document|[02] documents), not one token; give another text, or say which column"):
             tokenize(nothing, tokenizer, progress=False)
     with pytest.raises(InputError, match=r"a list of 2 strings is too short: 5 tokens do not fill one joined row of 512; give more text, lower row_tokens"):
         tokenize(["abc", "de"], tokenizer, packing="joined", progress=False)
