@@ -131,6 +131,14 @@ def test_precisions_against_float64(exact_run, tmp_path, precision):
     assert abs(run.neurons["mean_baseline"] - exact_run.neurons["mean_baseline"]).max() < {"int8": 0.01, "bf16": 2e-3, "float32": 1e-5}[precision]
 
 
+@pytest.mark.parametrize("name", ["neurons", "matches", "depth", "nulls"])
+def test_every_column_is_explained_and_no_other(exact_run, name):
+    text = (Path(__file__).parents[1] / "COLUMNS.md").read_text(encoding="utf-8")
+    section = text.split(f"## `{name}.parquet`")[1].split("\n## ")[0]
+    explained = [column for line in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for column in re.findall(r"`(\w+)`", line)]
+    assert sorted(explained) == sorted(pd.read_parquet(exact_run.path / f"{name}.parquet").columns)
+
+
 def test_folder_holds_what_the_readme_says(exact_run):
     table = pd.read_csv(exact_run.path / "tables" / "seed-3.csv", index_col=["layer", "neuron"])
     pd.testing.assert_frame_equal(table, exact_run.neurons.xs("seed-3"), rtol=1e-12)
