@@ -147,6 +147,19 @@ class TestRuns:
                 act(run)
         assert everything(run.parents[1]) == before
 
+    @pytest.mark.parametrize("name", ["../../../secret", "tables/../../secret", "/tmp/secret", "tables//tmp/secret", "tables/.."])
+    def test_a_table_that_the_manifest_says_is_elsewhere(self, run, name):
+        manifest = json.loads((run / "manifest.json").read_text())
+        assert set(manifest["tables"]) == {"tables/a.csv", "tables/b.csv", "neurons.parquet", "matches.parquet", "depth.parquet", "claims.json"}
+        (run / "manifest.json").write_text(json.dumps(manifest | {"tables": {name: "0" * 64}}))
+        with pytest.raises(FileError, match=r"manifest\.json holds the name"):
+            pipeline.verify(run, progress=False)
+
+    def test_a_table_that_is_a_link(self, run):
+        (run / "claims.json").unlink()
+        (run / "claims.json").symlink_to("/dev/zero")  # which nobody would come to the end of
+        assert [words.partition(" is not there")[0] for words in pipeline.verify(run, progress=False)["failures"]] == [str(run / "claims.json")]
+
     def test_a_label_of_the_totals(self, run, monkeypatch):
         """Whatever the ledger's format: the name comes out of `Totals.load`."""
         from dataclasses import replace

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import results, universality
-from ..files import check_fields, file_sha256
+from ..files import check_fields, file_sha256, safe_name
 from ..streaming import choose_rows, confirm_pass
 from ..totals import Confirmation, Totals
 from .confirming import refined_of, refinement_rows
@@ -75,11 +75,11 @@ def verify(
 
 
 def _tables(run: results.Run) -> list[str]:
-    """Tables that are not those which the run wrote."""
-    wrong = []
-    for name, digest in check_fields(run.manifest, {"tables": "an object"}, run.path / "manifest.json")["tables"].items() if "tables" in run.manifest else ():
-        path = run.path / name
-        problem = "is not there" if not path.exists() else "is not what the run wrote" if file_sha256(path) != digest else None
+    """Tables that are not those which the run wrote; none where it is of a version that kept no hashes of them."""
+    wrong, manifest = [], run.path / "manifest.json"
+    for name, digest in check_fields({"tables": {}} | run.manifest, {"tables": "an object"}, manifest)["tables"].items():
+        path = run.path / "tables" / safe_name(name.removeprefix("tables/"), manifest) if name.startswith("tables/") else run.path / safe_name(name, manifest)
+        problem = "is not there" if path.is_symlink() or not path.is_file() else "is not what the run wrote" if file_sha256(path) != digest else None
         if problem:
             wrong.append(f"{path} {problem}; `pyuniversal table {run.path}` makes it again")
     return wrong
