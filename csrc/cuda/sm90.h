@@ -53,8 +53,9 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// `barrier` is an address of `mapa`. Without a scope, as is usual: that means .release of .cta. .release.cluster would put a fence before each, which waits for all that the thread has sent to the
-// total, and .acquire.cluster below would empty the L1 cache. Both order accesses of threads, of which stages have none: the loads and wgmma alone touch them.
+// `barrier` is an address of `mapa`. Without a scope, as is usual: that means .release of .cta. .release.cluster would put a fence before each, which waits for
+// all that the thread has sent to the total, and .acquire.cluster below would empty the L1 cache. Both order accesses of threads, of which stages have none:
+// the loads and wgmma alone touch them.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }

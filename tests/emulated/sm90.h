@@ -1,6 +1,6 @@
 // The functions of csrc/cuda/sm90.h for a CPU, each as the PTX specification describes its instruction. Every thread of a cluster is a fiber. What the hardware
-// may do at any time happens at random times; whatever a program must not rely on of addresses, lifetimes, counts and the order of arrivals is an error. Not here:
-// the order in which threads see each other's accesses of memory (acquire, release, scopes, proxies), so that a fence left out goes unnoticed.
+// may do at any time happens at random times; whatever a program must not rely on of addresses, lifetimes, counts and the order of arrivals is an error. Not
+// here: the order in which threads see each other's accesses of memory (acquire, release, scopes, proxies), so that a fence left out goes unnoticed.
 #ifndef PYUNIVERSAL_SM90_H
 #define PYUNIVERSAL_SM90_H
 
